@@ -1,0 +1,29 @@
+# Every target works in a fresh clone: it makes .venv with what the project needs first. PYTHON=... skips that.
+VENV := .venv
+PYTHON ?= $(VENV)/bin/python
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint bench install clean
+
+install: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
+
+$(VENV)/installed: pyproject.toml
+	python3 -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: install
+	rm -rf runs/demo
+	$(PYTHON) -m experiments.cli run experiments/configs/demo.toml --out runs/demo
+
+test: install
+	$(PYTHON) -m pytest
+
+lint: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
