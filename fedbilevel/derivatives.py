@@ -1,0 +1,117 @@
+"""First and second derivatives of the two losses: the one home of every gradient, HVP and cross product.
+
+Each function takes the weight of every example. With weights [n] it differentiates one weighted loss at a common point;
+with weights [S, n] there is one loss per row (x and y may then be [S, d], one point per row), all rows at once. Nothing
+is ever larger than a gradient: second derivatives are products with a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from fedbilevel.problem import Examples, Problem
+
+Level = Literal["lower", "upper"]
+
+
+def prepare(problem: Problem, x: Tensor, examples: Examples) -> Examples:
+    """What does not depend on y, for x [dx] and examples [n, ...], or for rows x [S, dx] and examples [S, n, ...]."""
+    function = getattr(problem, "prepare", None)
+    if function is None:
+        return examples
+    return function(x, examples) if x.ndim == 1 else vmap(function)(x, examples)
+
+
+def _loss(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
+    losses: Tensor = getattr(problem, level)(x, y, prepared)
+    return (losses * weights).sum()
+
+
+def _through_x(problem: Problem, level: Level, x: Tensor, y: Tensor, examples: Examples, weights: Tensor) -> Tensor:
+    return _loss(problem, level, x, y, prepare(problem, x, examples), weights)
+
+
+def _rows(function: Callable[..., Any], weights: Tensor, examples: Examples, *vectors: Tensor) -> Any:
+    """Call function(*vectors, examples, weights), once or row by row as the weights say."""
+    if weights.ndim == 1:
+        return function(*vectors, examples, weights)
+    dims = tuple(0 if vector.ndim == 2 else None for vector in vectors)
+    return vmap(function, in_dims=(*dims, 0, 0))(*vectors, examples, weights)
+
+
+def losses(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
+    """The weighted loss of the level, shape [] or [S]."""
+    value: Tensor = _rows(lambda x, y, e, w: _loss(problem, level, x, y, e, w), weights, prepared, x, y)
+    return value
+
+
+def gradient_y(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
+    """`gy` (level "lower") or `fy` (level "upper"): the gradient in y, shape [dy] or [S, dy]."""
+    closed = getattr(problem, "lower_gradient" if level == "lower" else "upper_gradient_y", None)
+    if closed is not None:
+        result: Tensor = closed(x, y, prepared, weights)
+        return result
+
+    def single(x: Tensor, y: Tensor, e: Examples, w: Tensor) -> Tensor:
+        return torch.as_tensor(grad(lambda y: _loss(problem, level, x, y, e, w))(y))
+
+    value: Tensor = _rows(single, weights, prepared, x, y)
+    return value
+
+
+def hvp(problem: Problem, x: Tensor, y: Tensor, v: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
+    """`H v` = (d2 g / dy2) v, shape [dy] or [S, dy]."""
+    closed = getattr(problem, "lower_hvp", None)
+    if closed is not None:
+        result: Tensor = closed(x, y, v, prepared, weights)
+        return result
+
+    def single(x: Tensor, y: Tensor, v: Tensor, e: Examples, w: Tensor) -> Tensor:
+        def slope(y: Tensor) -> Tensor:
+            return torch.dot(grad(lambda y: _loss(problem, "lower", x, y, e, w))(y), v)
+
+        return torch.as_tensor(grad(slope)(y))
+
+    value: Tensor = _rows(single, weights, prepared, x, y, v)
+    return value
+
+
+def gradient_x(
+    problem: Problem, level: Level, x: Tensor, y: Tensor, examples: Examples, prepared: Examples, weights: Tensor
+) -> Tensor:
+    """`gx` or `fx`: the gradient in x with y held, through `prepare`, shape [dx] or [S, dx]."""
+    closed = getattr(problem, "upper_gradient_x", None) if level == "upper" else None
+    if closed is not None and x.ndim == 1 and y.ndim == 1 and weights.ndim == 1:
+        result: Tensor = closed(x, y, examples, prepared, weights)
+        return result
+
+    def single(x: Tensor, y: Tensor, e: Examples, w: Tensor) -> Tensor:
+        return torch.as_tensor(grad(lambda x: _through_x(problem, level, x, y, e, w))(x))
+
+    value: Tensor = _rows(single, weights, examples, x, y)
+    return value
+
+
+def cross_vjp(
+    problem: Problem, x: Tensor, y: Tensor, v: Tensor, examples: Examples, prepared: Examples, weights: Tensor
+) -> Tensor:
+    """`J v` = d/dx <grad_y g(x, y), v> with v held constant, shape [dx] or [S, dx]."""
+    closed = getattr(problem, "cross_vjp", None)
+    if closed is not None and x.ndim == 1 and y.ndim == 1 and v.ndim == 1 and weights.ndim == 1:
+        result: Tensor = closed(x, y, v, examples, prepared, weights)
+        return result
+
+    def single(x: Tensor, y: Tensor, v: Tensor, e: Examples, w: Tensor) -> Tensor:
+        def slope(x: Tensor) -> Tensor:
+            p = prepare(problem, x, e)
+            return torch.dot(grad(lambda y: _loss(problem, "lower", x, y, p, w))(y), v)
+
+        return torch.as_tensor(grad(slope)(x))
+
+    value: Tensor = _rows(single, weights, examples, x, y, v)
+    return value

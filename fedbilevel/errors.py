@@ -1,0 +1,55 @@
+"""The errors a person is meant to read, and the one place that phrases them.
+
+`BadInput` is the user's mistake (exit status 2); `RunFailed` and its children a run that went wrong (exit status 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one line: the key, the value found, and what is allowed.
+
+    >>> print(BadInput("data.clients", 0, "an integer of at least 1"))
+    data.clients: got 0; allowed: an integer of at least 1
+    """
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        self.key, self.value, self.allowed = key, value, allowed
+        shown = " ".join(f"{value!r}".split())
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(" ".join(f"{key}: got {shown}; allowed: {allowed}".split()))
+
+
+class RunFailed(RuntimeError):
+    """A run could not go on; the message names algorithm, seed, iteration and operation where they are known.
+
+    `history` holds the rows that the run had made.
+    """
+
+    history: Sequence[Mapping[str, object]] = ()
+
+
+class NonFinite(RunFailed):
+    """A loss, a vector or a measure became NaN or infinite."""
+
+
+class ClientFailed(RunFailed):
+    """A client raised; the message names the client, the operation and the round."""
+
+
+def unknown(key: str, value: str, known: Iterable[str]) -> BadInput:
+    """The error for a name that is not known, with the nearest known one first.
+
+    >>> print(unknown("algorithm", "fednset", ["aggitd", "fednest"]))
+    algorithm: got 'fednset'; allowed: aggitd, fednest (did you mean 'fednest'?)
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return BadInput(key, value, ", ".join(names) + hint)

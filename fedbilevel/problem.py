@@ -1,0 +1,185 @@
+"""The shared language: what a bilevel problem is, and how the examples of its clients are held.
+
+A problem is two losses. Losses are per example, so that the library averages them, masks ragged clients and draws
+minibatches; vectors x and y are flat, so that the server's algebra is plain vector algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fedbilevel.errors import BadInput
+
+Examples = Any
+"""A tensor, a tuple of tensors or a dict of tensors that share their first dimension: one row per example."""
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """A federated bilevel problem: min_x sum_i p_i f_i(x, y*(x)), y*(x) = argmin_y sum_i p_i g_i(x, y).
+
+    Required are two losses, a start, an evaluation and the clients' data. Optional, found by name:
+
+    * `prepare(x, examples) -> prepared` computes what does not depend on y (a representation). It is called once per x;
+      `lower` and `upper` then receive its result in place of the examples, and derivatives in x pass through it.
+    * closed forms, used instead of automatic differentiation: `lower_gradient(x, y, prepared, weights)`,
+      `lower_hvp(x, y, v, prepared, weights)`, `upper_gradient_y(x, y, prepared, weights)`, where weights [..., n] holds
+      the weight of each example, x, y and v may have the same leading dimensions, and the result is [..., dy]; and, at
+      one common point, `upper_gradient_x(x, y, examples, prepared, weights)` and
+      `cross_vjp(x, y, v, examples, prepared, weights)` with result [dx].
+    """
+
+    clients: ClientData
+
+    def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the start (x0 [dx], y0 [dy])."""
+        ...
+
+    def lower(self, x: Tensor, y: Tensor, examples: Examples) -> Tensor:
+        """Return the lower loss g of each example, shape [n]; a regulariser is added to every example's loss."""
+        ...
+
+    def upper(self, x: Tensor, y: Tensor, examples: Examples) -> Tensor:
+        """Return the upper loss f of each example, shape [n]."""
+        ...
+
+    def evaluate(self, x: Tensor, y: Tensor) -> Mapping[str, float]:
+        """Return measures on held-out data: `test_loss` and `test_accuracy` have columns, others become `metric_*`."""
+        ...
+
+
+def map_examples(function: Callable[[Tensor], Tensor], examples: Examples) -> Examples:
+    """Apply a function to every tensor of some examples and keep their structure."""
+    if isinstance(examples, Tensor):
+        return function(examples)
+    if isinstance(examples, Mapping):
+        return {name: map_examples(function, value) for name, value in examples.items()}
+    return tuple(map_examples(function, value) for value in examples)
+
+
+def leaves(examples: Examples) -> list[Tensor]:
+    """Return the tensors of some examples in a fixed order."""
+    found: list[Tensor] = []
+    map_examples(lambda tensor: found.append(tensor) or tensor, examples)  # type: ignore[func-returns-value]  # append
+    return found
+
+
+def _join(parts: Sequence[Examples]) -> Examples:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, Mapping):
+        return {name: _join([part[name] for part in parts]) for name in first}
+    return tuple(_join([part[k] for part in parts]) for k in range(len(first)))
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """The examples of many clients, client-major: client i owns the rows offsets[i]..offsets[i+1]-1 of every tensor."""
+
+    values: Examples
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Examples], key: str) -> Ragged:
+        """Stack one client's examples after another's.
+
+        Raises BadInput (naming `key` and the client) for an empty client or tensors of different lengths.
+        """
+        parts = [map_examples(torch.as_tensor, part) for part in parts]
+        counts = []
+        for client, part in enumerate(parts):
+            lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in leaves(part)}
+            if len(lengths) != 1 or 0 in lengths:
+                allowed = "tensors that share their first dimension, at least one example per client"
+                raise BadInput(f"{key}[{client}]", sorted(lengths), allowed)
+            counts.append(lengths.pop())
+        try:
+            values = _join(parts)
+        except (RuntimeError, KeyError, TypeError, IndexError) as error:
+            raise BadInput(key, str(error), "examples of the same structure and shape for every client") from None
+        return cls(values, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """The number of examples of each client, shape [clients]."""
+        return np.diff(self.offsets)
+
+    def take(self, clients: NDArray[np.int64]) -> Ragged:
+        """Return the examples of some clients in the order given; all clients in order cost nothing."""
+        if len(clients) == len(self.offsets) - 1 and bool((clients == np.arange(len(clients))).all()):
+            return self
+        starts, ends = self.offsets[clients], self.offsets[clients + 1]
+        spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
+        return Ragged(map_examples(lambda t: torch.cat([t[a:b] for a, b in spans]), self.values), offsets)
+
+
+class ClientData:
+    """Per client: the examples of the lower loss, the examples of the upper loss, and the weight p_i.
+
+    Parameters
+    ----------
+    lower, upper
+        One entry per client (a tensor, a tuple or a dict of tensors, first dimension = examples), or a `Ragged`.
+    weights
+        "size" (p_i proportional to the client's number of examples on both levels, the default), "uniform", or positive
+        numbers, one per client. They are scaled to sum 1.
+
+    Raises BadInput for an empty client, for lists of different lengths, and for weights that are not positive.
+    """
+
+    def __init__(
+        self,
+        lower: Sequence[Examples] | Ragged,
+        upper: Sequence[Examples] | Ragged,
+        weights: str | ArrayLike = "size",
+    ) -> None:
+        for key, level in (("clients.lower", lower), ("clients.upper", upper)):
+            if not isinstance(level, Ragged) and len(level) == 0:
+                raise BadInput(key, [], "the examples of at least one client")
+        self.lower = lower if isinstance(lower, Ragged) else Ragged.join(lower, "clients.lower")
+        self.upper = upper if isinstance(upper, Ragged) else Ragged.join(upper, "clients.upper")
+        m = len(self.lower.offsets) - 1
+        if len(self.upper.offsets) - 1 != m:
+            raise BadInput(
+                "clients.upper", len(self.upper.offsets) - 1, f"one entry per client, {m} as in clients.lower"
+            )
+        self.weights = self._weights(weights)
+
+    def _weights(self, weights: str | ArrayLike) -> NDArray[np.float64]:
+        allowed = f'"size", "uniform" or {len(self)} positive numbers'
+        if isinstance(weights, str):
+            if weights not in ("size", "uniform"):
+                raise BadInput("clients.weights", weights, allowed)
+            sizes = self.lower.sizes + self.upper.sizes
+            values = sizes.astype(np.float64) if weights == "size" else np.ones(len(self))
+        else:
+            values = np.asarray(weights, dtype=np.float64)
+        if values.shape != (len(self),) or not bool(np.all(np.isfinite(values) & (values > 0))):
+            raise BadInput("clients.weights", weights, allowed)
+        return np.asarray(values / values.sum(), dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self.lower.offsets) - 1
+
+    def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> ClientData:
+        """Return the same clients with floating-point tensors in `dtype`, all tensors on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+
+        lower, upper = (Ragged(map_examples(move, level.values), level.offsets) for level in (self.lower, self.upper))
+        return ClientData(lower, upper, self.weights)
+
+    def pooled(self) -> ClientData:
+        """Return one client that owns everybody's examples: the same global problem where p_i is by size."""
+        whole = [Ragged(level.values, level.offsets[[0, -1]]) for level in (self.lower, self.upper)]
+        return ClientData(whole[0], whole[1])
