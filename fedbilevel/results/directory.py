@@ -1,0 +1,94 @@
+"""A run directory: `config.toml`, `history.csv`, `summary.csv` and the figures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbilevel.errors import BadInput
+from fedbilevel.results.figure import draw
+from fedbilevel.results.files import PathLike, write_whole
+from fedbilevel.results.history import Row, read_history, write_history
+from fedbilevel.results.summary import summarise, write_summary
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where one run keeps what it found. Made by `create` for a new run, by `open` for one that is there."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: PathLike) -> RunDirectory:
+        """Make the folder (and its parents) for a new run and see that it can be written to.
+
+        Raises `BadInput` with the key `out` if something that is not an empty folder is there, or if the folder cannot
+        be made or written to. Nothing that exists is changed.
+        """
+        folder = Path(path)
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise BadInput("out", f"{folder}, a file", "a new folder or an empty one")
+            if folder.is_dir() and any(folder.iterdir()):
+                raise BadInput("out", f"{folder}, which is not empty", "a new folder or an empty one")
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            write_whole(probe, b"a run begins here\n")
+            probe.unlink()
+        except OSError as error:
+            raise BadInput("out", f"{folder}: {error.strerror or error}", "a folder that can be made") from error
+        except BadInput as error:
+            if error.key == "out":
+                raise
+            raise BadInput("out", f"{folder}: {error.value}", "a folder that can be written to") from error
+        return cls(folder)
+
+    @classmethod
+    def open(cls, path: PathLike) -> RunDirectory:
+        """The directory of a run that was made before; `BadInput` if it is missing or has no config or history."""
+        directory = cls(Path(path))
+        if not directory.path.is_dir():
+            raise BadInput("run directory", f"{directory.path}", "a folder that exists")
+        for file in (directory.config_path, directory.history_path):
+            if not file.is_file():
+                allowed = "the folder of a run, with config.toml and history.csv"
+                raise BadInput("run directory", f"{directory.path}, which has no {file.name}", allowed)
+        return directory
+
+    @property
+    def config_path(self) -> Path:
+        """The fully resolved config, which can be run again."""
+        return self.path / "config.toml"
+
+    @property
+    def history_path(self) -> Path:
+        """One row per evaluation."""
+        return self.path / "history.csv"
+
+    @property
+    def summary_path(self) -> Path:
+        """One row per algorithm and target."""
+        return self.path / "summary.csv"
+
+    def write_config(self, text: str) -> None:
+        """Keep the config's text; raises `BadInput` if it cannot be written."""
+        write_whole(self.config_path, text.encode())
+
+    def write_history(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Replace the history by these rows; raises `BadInput` if it cannot be written."""
+        write_history(self.history_path, rows)
+
+    def read_history(self) -> list[Row]:
+        """The rows kept; raises `BadInput`, naming the line, if the file is damaged."""
+        return read_history(self.history_path)
+
+    def finish(
+        self, rows: Sequence[Row], title: str, targets: Sequence[float] | None = None
+    ) -> list[dict[str, object]]:
+        """Write the summary and the figures over rounds and over bytes; returns the summary's rows."""
+        summary = summarise(rows, targets)
+        write_summary(self.summary_path, summary)
+        draw(rows, self.path, title=title, targets=targets, x_axis="rounds")
+        draw(rows, self.path, title=title, targets=targets, x_axis="bytes")
+        return summary

@@ -1,0 +1,56 @@
+"""The one way a result reaches the disk: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from fedbilevel.errors import BadInput
+
+PathLike = str | os.PathLike[str]
+
+
+def write_whole(path: PathLike, content: bytes | Callable[[BinaryIO], object]) -> None:
+    """Put `content` at `path` in one step.
+
+    The bytes (or what `content` writes to the file that it is given) go to a temporary file in the same folder, are
+    flushed to the disk, and only then take the place of `path`. Whoever reads `path` sees the old file or the new one,
+    also after a crash. A write that fails removes its temporary file and leaves the old file as it was; a process that
+    is killed may leave a hidden `.NAME.*.part` behind, which nothing reads.
+
+    Raises `BadInput`, naming the path and the system's reason, if the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it points; the file behind it is replaced
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        allowed = "a file in a folder that can be written to, with space left"
+        raise BadInput(os.fspath(path), error.strerror or str(error), allowed) from error
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut, where the file system can do so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
