@@ -1,0 +1,163 @@
+"""A heterogeneous quadratic problem whose lower solution, hypergradient and upper solution are known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedbilevel.errors import BadInput
+from fedbilevel.problem import ClientData
+
+
+class Quadratic:
+    r"""Per example e of client i: g = 1/2 y'A y - y'(B x + b), f = 1/2 (y - c)'C (y - c) + d'x + rho/2 |x|^2.
+
+    A and C have eigenvalues in [mu, L]. Each client's matrices and vectors are a common part plus `heterogeneity` times
+    a part of its own, each example's vectors b and c differ by `noise`.
+
+    Parameters
+    ----------
+    clients, dim_x, dim_y
+        Number of clients m, dimensions of x and y.
+    examples
+        Examples of each client on both levels: one number, or [low, high], drawn per client.
+    heterogeneity
+        0: identical clients.
+    mu, L
+        Strong convexity and smoothness of every g_i in y.
+    rho
+        Strong convexity of f in x.
+    weights
+        "size", "uniform" or numbers: p_i.
+    seed
+        Which instance.
+    """
+
+    def __init__(
+        self,
+        clients: int = 10,
+        dim_x: int = 5,
+        dim_y: int = 8,
+        examples: int | Sequence[int] = (2, 6),
+        heterogeneity: float = 1.0,
+        noise: float = 0.1,
+        mu: float = 0.2,
+        L: float = 1.0,
+        rho: float = 0.5,
+        weights: Literal["size", "uniform"] | Sequence[float] = "size",
+        seed: int = 0,
+    ) -> None:
+        for key, value in (("clients", clients), ("dim_x", dim_x), ("dim_y", dim_y)):
+            if value < 1:
+                raise BadInput(f"problem.{key}", value, "an integer of at least 1")
+        for key, number in (("heterogeneity", heterogeneity), ("noise", noise), ("rho", rho)):
+            if not (np.isfinite(number) and number >= 0):
+                raise BadInput(f"problem.{key}", number, "a finite number of at least 0")
+        if not (0 < mu <= L < np.inf):
+            raise BadInput("problem.mu", mu, f"a number above 0 and at most L ({L})")
+        low, high = (examples, examples) if isinstance(examples, int) else examples
+        if not 1 <= low <= high:
+            raise BadInput(
+                "problem.examples", examples, "an integer of at least 1, or [low, high] with 1 <= low <= high"
+            )
+        self.dim_x, self.dim_y, self.rho = dim_x, dim_y, rho
+        draw = np.random.Generator(np.random.Philox(seed))
+        counts = draw.integers(low, high + 1, size=clients)
+
+        def matrix() -> np.ndarray:
+            """Return a symmetric matrix with eigenvalues in [mu, L], turned away from the others by heterogeneity."""
+            rotation, _ = np.linalg.qr(base_rotation + heterogeneity * draw.standard_normal((dim_y, dim_y)))
+            own = (L - mu) * draw.random(dim_y)
+            eigenvalues = mu + (own if heterogeneity else base_eigenvalues)
+            return np.asarray((rotation * eigenvalues) @ rotation.T)
+
+        base_rotation, _ = np.linalg.qr(draw.standard_normal((dim_y, dim_y)))
+        base_eigenvalues = np.linspace(0, L - mu, dim_y)
+        base_b, base_c, base_d = (draw.standard_normal(d) for d in (dim_y, dim_y, dim_x))
+        base_B = draw.standard_normal((dim_y, dim_x)) / np.sqrt(dim_x)
+        lower, upper = [], []
+        for n in counts:
+            A, C = matrix(), matrix()
+            B = base_B + heterogeneity * draw.standard_normal((dim_y, dim_x)) / np.sqrt(dim_x)
+            b, c = (v + heterogeneity * draw.standard_normal(dim_y) for v in (base_b, base_c))
+            d = base_d + heterogeneity * draw.standard_normal(dim_x)
+            b_e, c_e = (v + noise * draw.standard_normal((n, dim_y)) for v in (b, c))
+            lower.append({"A": _repeat(A, n), "B": _repeat(B, n), "b": torch.from_numpy(b_e)})
+            upper.append({"C": _repeat(C, n), "c": torch.from_numpy(c_e), "d": _repeat(d, n)})
+        self.clients = ClientData(lower, upper, weights)
+
+    def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A standard normal start."""
+        x0 = torch.randn(self.dim_x, generator=generator, dtype=torch.float64)
+        y0 = torch.randn(self.dim_y, generator=generator, dtype=torch.float64)
+        return x0, y0
+
+    def lower(self, x: Tensor, y: Tensor, examples: dict[str, Tensor]) -> Tensor:
+        """`g` of each example."""
+        A, B, b = examples["A"], examples["B"], examples["b"]
+        return 0.5 * ((A @ y) * y).sum(-1) - (B @ x + b) @ y
+
+    def upper(self, x: Tensor, y: Tensor, examples: dict[str, Tensor]) -> Tensor:
+        """`f` of each example."""
+        r = y - examples["c"]
+        Cr = torch.einsum("nij,nj->ni", examples["C"], r)
+        return 0.5 * (r * Cr).sum(-1) + examples["d"] @ x + 0.5 * self.rho * (x @ x)
+
+    def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """`test_loss`: F(x), at the exact lower solution; `distance`: |x - x*|; `lower_distance`: |y - y*(x)|."""
+        x, y = x.double().cpu(), y.double().cpu()
+        return {
+            "test_loss": self.value(x),
+            "distance": float(torch.linalg.vector_norm(x - self.solution())),
+            "lower_distance": float(torch.linalg.vector_norm(y - self.lower_solution(x))),
+        }
+
+    # ---- closed forms ----
+
+    def _mean(self, level: Literal["lower", "upper"], *names: str) -> list[Tensor]:
+        """sum_i p_i mean_e of some arrays, in float64."""
+        ragged = getattr(self.clients, level)
+        share = torch.from_numpy(np.repeat(self.clients.weights / ragged.sizes, ragged.sizes))
+        return [torch.tensordot(share, ragged.values[name].double().cpu(), dims=([0], [0])) for name in names]
+
+    def _upper_in_y(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean of C, of C c, and of c'C c / 2."""
+        ragged = self.clients.upper
+        share = torch.from_numpy(np.repeat(self.clients.weights / ragged.sizes, ragged.sizes))
+        C, c = ragged.values["C"].double().cpu(), ragged.values["c"].double().cpu()
+        Cc = torch.einsum("nij,nj->ni", C, c)
+        return torch.einsum("n,nij->ij", share, C), share @ Cc, 0.5 * share @ (Cc * c).sum(-1)
+
+    def lower_solution(self, x: Tensor) -> Tensor:
+        """`y*(x) = A^-1 (B x + b)` with the clients' means, float64, shape [dy]."""
+        A, B, b = self._mean("lower", "A", "B", "b")
+        return torch.as_tensor(torch.linalg.solve(A, B @ x.double() + b))
+
+    def value(self, x: Tensor) -> float:
+        """`F(x) = sum_i p_i f_i(x, y*(x))`."""
+        (d,), (C, Cc, constant) = self._mean("upper", "d"), self._upper_in_y()
+        x, y = x.double(), self.lower_solution(x)
+        return float(0.5 * y @ C @ y - y @ Cc + constant + d @ x + 0.5 * self.rho * x @ x)
+
+    def hypergradient(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """`grad F(x) = d + rho x + B' A^-1 (C y - C c)` at y*(x), or at the y given; float64, shape [dx]."""
+        A, B = self._mean("lower", "A", "B")
+        (d,), (C, Cc, _) = self._mean("upper", "d"), self._upper_in_y()
+        y = self.lower_solution(x) if y is None else y.double()
+        v = torch.linalg.solve(A, C @ y - Cc)
+        return torch.as_tensor(d + self.rho * x.double() + B.mT @ v)
+
+    def solution(self) -> Tensor:
+        """`x*`, where the hypergradient vanishes (rho > 0 makes it unique), float64, shape [dx]."""
+        zero = torch.zeros(self.dim_x, dtype=torch.float64)
+        h0 = self.hypergradient(zero)
+        columns = [self.hypergradient(e) - h0 for e in torch.eye(self.dim_x, dtype=torch.float64)]
+        return torch.as_tensor(torch.linalg.solve(torch.stack(columns, dim=1), -h0))
+
+
+def _repeat(array: np.ndarray, n: int) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(array, (n, *array.shape))))
