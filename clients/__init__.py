@@ -1,0 +1,1 @@
+"""What clients compute: operations on cohorts, the node that answers requests, and the Flower ClientApp."""

@@ -1,0 +1,151 @@
+"""The Flower ClientApp: unpacks a request, lets the node answer it, packs the reply."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Set
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from clients.arrays import array_from_tensor, tensor_from_array
+from clients.node import Node, Setting
+from fedbilevel.errors import ClientFailed
+from fedbilevel.messages import Reply, Request
+from fedbilevel.setup import Setup
+
+NodeFor = Callable[[str], Node]
+"""From the setup that every message carries (`Setup` as JSON) to the node that answers."""
+
+
+class Decoded:
+    """The tensors of the vectors that came to this process: a vector is decoded once and keeps its identity.
+
+    Within a session (one run of the server) a token stands for one vector, whichever node it was sent to; what the
+    server no longer has alive is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._session = ""
+        self._tensors: dict[int, Tensor] = {}
+
+    def keep(self, session: str, alive: Set[int]) -> None:
+        """Drop what belongs to another session or is not alive."""
+        known = self._tensors if session == self._session else {}
+        self._session, self._tensors = session, {token: known[token] for token in known.keys() & alive}
+
+    def tensor(self, name: str, token: int, held: ArrayRecord) -> Tensor:
+        """Return the vector `name`. Raises LookupError if the node does not hold it."""
+        if str(token) not in held:
+            raise LookupError(f"vector {name} was sent earlier in this iteration, but the node's context has lost it")
+        if token not in self._tensors:
+            self._tensors[token] = tensor_from_array(held[str(token)])
+        return self._tensors[token]
+
+
+def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None) -> ClientApp:
+    """Build a ClientApp whose nodes come from `node_for`.
+
+    It answers `query.hello` (which partition is this?) and `query.operate` (a `Request`). The vectors that a node was
+    sent in this outer iteration stay in its Context, so that any process can answer for it; an exception becomes a
+    reply that says what went wrong.
+
+    decoded_of: where decoded vectors are kept; default: with this app. A runtime that pickles the app for every message
+    needs a function of a module, which is pickled by name.
+    """
+    app = ClientApp()
+    if decoded_of is None:
+        own = Decoded()
+
+        def decoded_of() -> Decoded:
+            return own
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        partition = {key: int(context.node_config[key]) for key in ("partition-id", "num-partitions")}
+        return Message(RecordDict({"partition": MetricRecord(dict(partition))}), reply_to=message)
+
+    @app.query("operate")
+    def operate(message: Message, context: Context) -> Message:
+        try:
+            content = _packed(_answer(message.content, context, node_for, decoded_of()))
+        except Exception as error:
+            content = _failed(error)
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: Decoded) -> Reply:
+    record = content.config_records["request"]
+    session, alive = str(record["session"]), set(_integers(record["alive"]).tolist())
+    held = _hold(context, session, alive, content.array_records["vectors"])
+    decoded.keep(session, alive)
+    tokens: dict[str, int] = json.loads(str(record["tokens"]))
+    request = Request(
+        operations=tuple(json.loads(str(record["operations"]))),
+        clients=_integers(record["clients"]),
+        tensors={name: decoded.tensor(name, token, held) for name, token in tokens.items()},
+        tokens=tokens,
+        options=json.loads(str(record["options"])),
+        iteration=_integer(record["iteration"]),
+        round=_integer(record["round"]),
+        alive=frozenset(alive),
+    )
+    return node_for(str(record["setup"])).answer(request)
+
+
+def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) -> ArrayRecord:
+    """Keep what was sent beside what the node holds of this session and may still be asked for."""
+    held = context.state.array_records.get("held", ArrayRecord())
+    if context.state.config_records.get("session", ConfigRecord()).get("session") != session:
+        held = ArrayRecord()
+        context.state["session"] = ConfigRecord({"session": session})
+    for key in [key for key in held if int(key) not in alive]:
+        del held[key]
+    for key, array in sent.items():
+        held[key] = array
+    context.state["held"] = held
+    return held
+
+
+def _packed(reply: Reply) -> RecordDict:
+    sums = {f"{i}.{j}": array_from_tensor(t) for i, outputs in enumerate(reply.sums) for j, t in enumerate(outputs)}
+    return RecordDict({"sums": ArrayRecord(sums), "weight": MetricRecord({"weight": reply.weight})})
+
+
+def _failed(error: Exception) -> RecordDict:
+    """What went wrong; `located` if the reason names client, operation and round already."""
+    located = isinstance(error, ClientFailed)
+    reason = str(error) if located else f"{type(error).__name__}: {error}"
+    return RecordDict({"failed": ConfigRecord({"reason": reason, "located": located})})
+
+
+def _integers(value: object) -> np.ndarray:
+    assert isinstance(value, bytes)
+    return np.frombuffer(value, dtype=np.int64)
+
+
+def _integer(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+@functools.lru_cache(maxsize=1)
+def node_of_setup(setup: str) -> Node:
+    """Build the node that a setup describes. Runs follow one another, so only the latest stays built."""
+    recipe = Setup.model_validate_json(setup)
+    return Node(recipe.problem(), Setting(recipe.seed, recipe.batch_size, recipe.gradient_batch_size))
+
+
+@functools.cache
+def decoded_of_process() -> Decoded:
+    """Return the decoded vectors of this process."""
+    return Decoded()
+
+
+app = make_app(node_of_setup, decoded_of_process)
+"""What Flower's runtimes run: see `[tool.flwr.app.components]` in pyproject.toml."""

@@ -1,0 +1,259 @@
+"""A cohort: the clients that one worker answers for, stacked so that one call differentiates for all of them.
+
+A cohort looks the same whether it has one row per client (each client's own losses) or a single pooled row (the
+p_i-weighted mean of the clients' losses). What is linear in the losses is computed on the pooled row; what depends on a
+client's own path needs the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedbilevel import derivatives, randomness
+from fedbilevel.derivatives import Level
+from fedbilevel.problem import Examples, Problem, Ragged, leaves, map_examples
+from fedbilevel.systems import BatchSize, LocalSteps, local_steps
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which examples a derivative averages over.
+
+    index [S, b] points into the level's examples, weights [S, b] sum to 1 along a row (padding weighs 0); a pooled
+    cohort has one flat row, index [n] and weights [n]. Without an index all examples of the level are meant.
+    """
+
+    index: Tensor | None
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step: examples of each level, and which clients still make a step (None: all; else [S, 1])."""
+
+    rows: dict[Level, Rows]
+    active: Tensor | None = None
+
+    def keep(self, step: Tensor) -> Tensor:
+        """Return the step of the clients that are still active, zero for the others."""
+        return step if self.active is None else step * self.active
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What keys the minibatches of one operation, and their sizes."""
+
+    seed: int
+    round: int
+    purpose: str
+    batch: BatchSize = None
+    gradient_batch: BatchSize = None
+
+
+@dataclass
+class Held:
+    """The examples of some clients on both levels, and what was prepared from them for the latest x."""
+
+    problem: Problem
+    clients: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    levels: dict[Level, Ragged]
+    prepared: dict[tuple[Level, bool], tuple[Tensor, Tensor | None, Examples]] = field(default_factory=dict)
+    full_rows: dict[Level, Rows] = field(default_factory=dict)
+    pooled_rows: dict[Level, Rows] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem, clients: NDArray[np.int64]) -> Held:
+        """Gather the examples of the clients named, in that order."""
+        data = problem.clients
+        levels: dict[Level, Ragged] = {"lower": data.lower.take(clients), "upper": data.upper.take(clients)}
+        return cls(problem, clients, data.weights[clients], levels)
+
+
+class Cohort:
+    """Derivatives of the clients' losses at the points given.
+
+    Vectors are [d] (the same for all clients) or [S, d] (one per client). Results are [S, d], or [d] for a pooled
+    cohort. A call without a batch averages over the operation's examples: all of them, or one minibatch per client.
+    """
+
+    def __init__(self, held: Held, draw: Draw, *, pooled: bool) -> None:
+        self.held, self.draw, self.pooled = held, draw, pooled
+        first = next(tensor for tensor in leaves(held.levels["lower"].values))
+        self.device = first.device
+        self._drawn: dict[Level, Rows] = {}
+
+    def __len__(self) -> int:
+        return len(self.held.clients)
+
+    def spread(self, vector: Tensor) -> Tensor:
+        """One copy of a common vector per client, [S, d]; a pooled cohort keeps the one."""
+        return vector if self.pooled else vector.expand(len(self), -1)
+
+    # ---- which examples ----
+
+    def _tensor(self, array: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device=self.device, dtype=dtype)
+
+    def _full(self, level: Level, dtype: torch.dtype) -> Rows:
+        """Every example of the level: padded, one row per client, or flat and pooled."""
+        kept = self.held.pooled_rows if self.pooled else self.held.full_rows
+        if level not in kept or kept[level].weights.dtype != dtype:
+            ragged = self.held.levels[level]
+            sizes = ragged.sizes
+            if self.pooled:
+                share = self.held.weights / self.held.weights.sum() / sizes
+                kept[level] = Rows(None, self._tensor(np.repeat(share, sizes), dtype))
+            else:
+                columns = np.arange(int(sizes.max()))[None, :]
+                inside = columns < sizes[:, None]
+                index = ragged.offsets[:-1, None] + np.where(inside, columns, 0)
+                kept[level] = Rows(self._tensor(index), self._tensor(inside / sizes[:, None], dtype))
+        return kept[level]
+
+    def _positions(self, level: Level, local: NDArray[np.int64], inside: NDArray[np.bool_], dtype: torch.dtype) -> Rows:
+        """Rows from positions within each client [S, b]; what is not inside weighs nothing. Pooled: one flat row."""
+        index = self.held.levels[level].offsets[:-1, None] + np.where(inside, local, 0)
+        weights = inside / inside.sum(axis=1, keepdims=True)
+        if self.pooled:
+            share = self.held.weights / self.held.weights.sum()
+            index, weights = index.reshape(-1), (weights * share[:, None]).reshape(-1)
+        return Rows(self._tensor(index), self._tensor(weights, dtype))
+
+    def _own(self, level: Level, dtype: torch.dtype) -> Rows:
+        """The examples that a call without a batch means."""
+        size = self.draw.gradient_batch
+        if size is None:
+            return self._full(level, dtype)
+        if level not in self._drawn:
+            sizes = self.held.levels[level].sizes
+            order = randomness.permutations(
+                self.draw.seed, self.held.clients, self.draw.round, f"{self.draw.purpose} {level}", sizes
+            )[:, :size]
+            inside = np.arange(order.shape[1])[None, :] < sizes[:, None]
+            self._drawn[level] = self._positions(level, order, inside, dtype)
+        return self._drawn[level]
+
+    def _rows(self, level: Level, y: Tensor, batch: Batch | None) -> Rows:
+        return batch.rows[level] if batch else self._own(level, y.dtype)
+
+    def batches(self, spec: LocalSteps, dtype: torch.dtype, *levels: Level) -> Iterator[Batch]:
+        """The batches of the local steps: tau_i of them for client i, until the last client is done.
+
+        tau_i counts epochs by the client's examples of the first level named. Without a minibatch size every step sees
+        all examples; otherwise each level is walked through in a new random order per epoch, the last minibatch of an
+        epoch short.
+        """
+        size = self.draw.batch
+        taus = local_steps(spec, self.draw.seed, self.held.clients, self.held.levels[levels[0]].sizes, size)
+        walks = {} if size is None else {level: self._walk(level, size, dtype) for level in levels}
+        for k in range(int(taus.max())):
+            active = None if k < taus.min() else self._tensor((k < taus)[:, None], dtype)
+            rows = {level: next(walks[level]) if walks else self._full(level, dtype) for level in levels}
+            yield Batch(rows, active)
+
+    def _walk(self, level: Level, size: int, dtype: torch.dtype) -> Iterator[Rows]:
+        draw, clients, sizes = self.draw, self.held.clients, self.held.levels[level].sizes
+        per_epoch = -(-sizes // size)
+        columns = np.arange(min(size, int(sizes.max())))[None, :]
+        orders: dict[int, NDArray[np.int64]] = {}
+        k = 0
+        while True:
+            epochs, places = k // per_epoch, (k % per_epoch)[:, None] * size + columns
+            for epoch in set(epochs.tolist()) - set(orders):
+                purpose = f"{draw.purpose} {level} epoch {epoch}"
+                orders[epoch] = randomness.permutations(draw.seed, clients, draw.round, purpose, sizes)
+            for epoch in [epoch for epoch in orders if epoch < int(epochs.min())]:
+                del orders[epoch]
+            inside = places < sizes[:, None]
+            safe = np.where(inside, places, 0)
+            local = np.empty_like(safe)
+            for epoch, order in orders.items():
+                those = epochs == epoch
+                local[those] = np.take_along_axis(order[those], safe[those], axis=1)
+            yield self._positions(level, local, inside, dtype)
+            k += 1
+
+    # ---- what does not depend on y ----
+
+    def _examples(self, level: Level, rows: Rows) -> Examples:
+        values = self.held.levels[level].values
+        return values if rows.index is None else map_examples(lambda tensor: tensor[rows.index], values)
+
+    def _prepared(self, level: Level, x: Tensor, rows: Rows) -> Examples:
+        """Prepared examples for x: once per x for all examples of a common x, then rows are taken from them."""
+        held = self.held
+        if x.ndim == 2:
+            return self._kept((level, True), x, rows, lambda: self._prepare(level, x, rows))
+        flat = self._kept((level, False), x, Rows(None, rows.weights), lambda: self._prepare(level, x, None))
+        index = rows.index
+        if index is None:
+            return flat
+
+        def taken() -> Examples:
+            return map_examples(lambda tensor: tensor[index], flat)
+
+        return self._kept((level, True), x, rows, taken) if rows is held.full_rows.get(level) else taken()
+
+    def _prepare(self, level: Level, x: Tensor, rows: Rows | None) -> Examples:
+        values = self.held.levels[level].values if rows is None else self._examples(level, rows)
+        return derivatives.prepare(self.held.problem, x, values)
+
+    def _kept(self, key: tuple[Level, bool], x: Tensor, rows: Rows, make: Any) -> Examples:
+        kept = self.held.prepared.get(key)
+        if kept is None or kept[0] is not x or kept[1] is not rows.index:
+            kept = (x, rows.index, make())
+            self.held.prepared[key] = kept
+        return kept[2]
+
+    # ---- derivatives ----
+
+    def lower_gradient(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
+        """`gy_i(x, y)`."""
+        rows = self._rows("lower", y, batch)
+        return derivatives.gradient_y(self.held.problem, "lower", x, y, self._prepared("lower", x, rows), rows.weights)
+
+    def upper_gradient_y(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
+        """`fy_i(x, y)`."""
+        rows = self._rows("upper", y, batch)
+        return derivatives.gradient_y(self.held.problem, "upper", x, y, self._prepared("upper", x, rows), rows.weights)
+
+    def hvp(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None) -> Tensor:
+        """`H_i v`."""
+        rows = self._rows("lower", y, batch)
+        return derivatives.hvp(self.held.problem, x, y, v, self._prepared("lower", x, rows), rows.weights)
+
+    def upper_gradient_x(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
+        """`fx_i(x, y)`."""
+        return self._gradient_x("upper", x, y, self._rows("upper", y, batch))
+
+    def lower_gradient_x(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
+        """`gx_i(x, y)`."""
+        return self._gradient_x("lower", x, y, self._rows("lower", y, batch))
+
+    def _gradient_x(self, level: Level, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+        examples, prepared = self._examples(level, rows), self._prepared_for_x(level, x, rows)
+        return derivatives.gradient_x(self.held.problem, level, x, y, examples, prepared, rows.weights)
+
+    def cross_vjp(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None) -> Tensor:
+        """`J_i v` = d/dx <grad_y g_i(x, y), v>."""
+        rows = self._rows("lower", y, batch)
+        examples, prepared = self._examples("lower", rows), self._prepared_for_x("lower", x, rows)
+        return derivatives.cross_vjp(self.held.problem, x, y, v, examples, prepared, rows.weights)
+
+    def _prepared_for_x(self, level: Level, x: Tensor, rows: Rows) -> Examples | None:
+        """Only a closed form at one common point reads prepared examples when the derivative is in x."""
+        return self._prepared(level, x, rows) if x.ndim == 1 and rows.weights.ndim == 1 else None
+
+    def losses(self, level: Level, x: Tensor, y: Tensor) -> Tensor:
+        """`f_i` or `g_i` averaged over the clients' examples, shape [] or [S]."""
+        rows = self._own(level, y.dtype)
+        prepared = self._prepared(level, x, rows)
+        return derivatives.losses(self.held.problem, level, x, y, prepared, rows.weights)

@@ -1,0 +1,83 @@
+"""A node: the worker that answers requests for the clients it holds. Pure torch; it knows nothing of the transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clients.cohort import Cohort, Draw, Held
+from clients.operations import OPERATIONS, Operation
+from fedbilevel.errors import ClientFailed
+from fedbilevel.messages import Reply, Request
+from fedbilevel.problem import Problem
+from fedbilevel.systems import BatchSize
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a node knows of the run besides the problem: the seed of its draws and the minibatch sizes."""
+
+    seed: int = 0
+    batch: BatchSize = None
+    gradient_batch: BatchSize = None
+
+
+class Node:
+    """Answers requests for any of the problem's clients; deterministic, so a request may be answered again.
+
+    The examples of the latest two sets of clients stay gathered (the sampled clients and, for evaluation, all).
+    """
+
+    def __init__(self, problem: Problem, setting: Setting) -> None:
+        self.problem, self.setting = problem, setting
+        self._held: dict[bytes, Held] = {}
+
+    def answer(self, request: Request) -> Reply:
+        """Run the operations on the request's clients.
+
+        Raises ClientFailed, naming the first client that fails on its own, if an operation raises.
+        """
+        held = self._gather(request.clients)
+        sums = []
+        for name in request.operations:
+            operation = OPERATIONS[name]
+            try:
+                sums.append(self._sums(operation, held, request))
+            except Exception as error:
+                raise self._blame(operation, request, error) from error
+        return Reply(tuple(sums), float(held.weights.sum()))
+
+    def _gather(self, clients: NDArray[np.int64]) -> Held:
+        key = clients.tobytes()
+        held = self._held.pop(key, None) or Held.of(self.problem, clients)
+        self._held[key] = held
+        if len(self._held) > 2:
+            del self._held[next(iter(self._held))]
+        return held
+
+    def _sums(self, operation: Operation, held: Held, request: Request) -> tuple[Tensor, ...]:
+        """Per output: sum p_i u_i in float64, from the pooled row or from one row per client."""
+        setting = self.setting
+        draw = Draw(setting.seed, request.round, operation.name, setting.batch, setting.gradient_batch)
+        pooled = operation.linear(request.options)
+        with torch.no_grad():
+            outputs = operation(Cohort(held, draw, pooled=pooled), request.tensors, request.options)
+        if pooled:
+            return tuple(output.double() * float(held.weights.sum()) for output in outputs)
+        weights = torch.as_tensor(held.weights, device=outputs[0].device)
+        return tuple(weights @ output.double() for output in outputs)
+
+    def _blame(self, operation: Operation, request: Request, error: Exception) -> ClientFailed:
+        where = f"{len(request.clients)} clients together"
+        for client in request.clients:
+            try:
+                self._sums(operation, Held.of(self.problem, np.array([client])), request)
+            except Exception as own:
+                where, error = f"client {client}", own
+                break
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return ClientFailed(f"{where}, operation {operation.name}, round {request.round}: {what}")

@@ -1,0 +1,91 @@
+"""The table of operations, and what the federation has to know about each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedbilevel.derivatives import Level
+from fedbilevel.messages import Passes
+
+Result = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A registered pure function of (cohort, vectors received, options).
+
+    reads: the vectors it needs; options: the keyword options it takes; steps: the option that holds the number of local
+    steps; linear_once: with one local step its result is linear in the client's losses; about: its results are iterates
+    that start at this vector (an unbiased average acts on the displacement); passes: how often it differentiates an
+    example of each level.
+    """
+
+    name: str
+    function: Callable[..., Result]
+    reads: tuple[str, ...]
+    options: tuple[str, ...]
+    steps: str | None
+    linear_once: bool
+    about: tuple[str | None, ...]
+    passes: Callable[[Mapping[str, Any]], Passes]
+
+    def linear(self, options: Mapping[str, Any]) -> bool:
+        """Whether the mean of the clients' results is the result for the mean of their losses: it may run pooled."""
+        return self.steps is None or (self.linear_once and options[self.steps] == 1)
+
+    def __call__(self, cohort: Any, vectors: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Run on a cohort; one tensor per output."""
+        taken = {name: options[name] for name in self.options if name in options}
+        result = self.function(cohort, *(vectors[name] for name in self.reads), **taken)
+        return (result,) if isinstance(result, Tensor) else result
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def operation(
+    *,
+    lower: float | Callable[[Mapping[str, Any]], float] = 0,
+    upper: float | Callable[[Mapping[str, Any]], float] = 0,
+    about: str | tuple[str | None, ...] | None = None,
+    steps: str | None = None,
+    epochs_of: Level = "lower",
+    linear_once: bool = True,
+) -> Callable[[Callable[..., Result]], Operation]:
+    """Register a function under its name.
+
+    lower, upper: gradient evaluations per example of each level (a Hessian or cross product counts 2), per local step
+    where `steps` names the option that holds tau; epochs of local work count the examples of level `epochs_of`.
+    """
+
+    def amount(count: float | Callable[[Mapping[str, Any]], float], options: Mapping[str, Any]) -> float:
+        return count(options) if callable(count) else count
+
+    def register(function: Callable[..., Result]) -> Operation:
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        made = Operation(
+            name=function.__name__,
+            function=function,
+            reads=tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY),
+            options=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
+            steps=steps,
+            linear_once=linear_once,
+            about=about if isinstance(about, tuple) else (about,),
+            passes=lambda options: Passes(
+                lower=amount(lower, options),
+                upper=amount(upper, options),
+                steps=options[steps] if steps else None,
+                epochs_of=epochs_of,
+            ),
+        )
+        made.__dict__["__doc__"] = function.__doc__
+        if OPERATIONS.setdefault(made.name, made) is not made:
+            raise ValueError(f"two operations are called {made.name}")
+        return made
+
+    return register

@@ -1,0 +1,125 @@
+"""What an algorithm is to the server: pure functions over a frozen state, and the table of all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from fedbilevel.errors import BadInput, unknown
+from fedbilevel.federation import Federation
+from fedbilevel.validation import validated
+from server.options import Options
+
+
+@dataclass(frozen=True)
+class State:
+    """What every algorithm carries from one outer iteration to the next; algorithms add their own vectors.
+
+    hypergradient: the direction in which x was moved last (None before the first iteration); index: Q or N' if drawn.
+    """
+
+    x: Tensor
+    y: Tensor
+    hypergradient: Tensor | None = None
+    index: int | None = None
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class Algorithm(Generic[S]):
+    """init(x0, y0) is the first state, step(state, federation) one outer iteration.
+
+    rounds(index) is the number of communication rounds of an iteration by the paper's formula, where `index` is the
+    random Q or N' of that iteration (None for the fixed sum).
+    """
+
+    init: Callable[[Tensor, Tensor], S]
+    step: Callable[[S, Federation], S]
+    rounds: Callable[[int | None], int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: the algorithm's name, one line of what it is, its source, options and factory."""
+
+    name: str
+    summary: str
+    source: str
+    options: type[Options]
+    factory: Callable[[Any], Algorithm[Any]]
+
+    def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:
+        """Build the algorithm. Raises BadInput, naming the option under `key`, for options it cannot use."""
+        return self.factory(self.parse(options, key))
+
+    def parse(self, options: Mapping[str, Any], key: str = "options") -> Options:
+        """The options, checked. Raises BadInput."""
+        return validated(self.options, options, key)
+
+
+_TABLE: dict[str, Entry] = {}
+
+
+def algorithm(
+    name: str, *, source: str, options: type[Options]
+) -> Callable[[Callable[[Any], Algorithm[Any]]], Callable[[Any], Algorithm[Any]]]:
+    """Enter a factory into the table; the first line of its docstring is the summary."""
+
+    def enter(factory: Callable[[Any], Algorithm[Any]]) -> Callable[[Any], Algorithm[Any]]:
+        summary = (factory.__doc__ or "").strip().splitlines()[0]
+        _TABLE[name] = Entry(name, summary, source, options, factory)
+        return factory
+
+    return enter
+
+
+def algorithms() -> Mapping[str, Entry]:
+    """Return every algorithm by name: each file of `server/algorithms` enters its own."""
+    package = importlib.import_module("server.algorithms")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"server.algorithms.{module.name}")
+    return dict(sorted(_TABLE.items()))
+
+
+def find(name: str, key: str = "algorithm") -> Entry:
+    """The algorithm of this name. Raises BadInput with the nearest known name."""
+    table = algorithms()
+    if name not in table:
+        raise unknown(key, name, table)
+    return table[name]
+
+
+def option_names() -> frozenset[str]:
+    """Every option that some algorithm takes."""
+    return frozenset(name for entry in algorithms().values() for name in entry.options.model_fields)
+
+
+def draw_index(fed: Federation, estimator: str, N: int, indices: Sequence[int] | None) -> int | None:
+    """Q or N' of this iteration: from `indices` if given, else uniform on {0, ..., N-1}; None for the fixed sum.
+
+    Raises BadInput if the list is too short or an index is not below N.
+    """
+    if estimator == "sum":
+        return None
+    if N < 1:
+        raise BadInput("neumann_terms", N, 'an integer of at least 1 with estimator = "sample"')
+    if indices is None:
+        return int(fed.random("index").integers(N))
+    if fed.iteration >= len(indices):
+        raise BadInput("indices", list(indices), f"one index per outer iteration (none for iteration {fed.iteration})")
+    index = indices[fed.iteration]
+    if index >= N:
+        raise BadInput(f"indices[{fed.iteration}]", index, f"an integer from 0 to {N - 1}")
+    return index
+
+
+def displacement(x: Tensor, x_next: Tensor, upper_step: float) -> Tensor | None:
+    """The direction of local x steps as the server sees it: (x - x_next) / alpha, the sum over tau local steps."""
+    return (x - x_next) / upper_step if upper_step > 0 else None

@@ -1,0 +1,124 @@
+"""The Flower ServerApp: what `flwr run .` runs on the server's side, over whatever nodes Flower provides."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from datetime import datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedbilevel.config import read, write
+from fedbilevel.errors import RunFailed, unknown
+from fedbilevel.messages import Exchange
+from fedbilevel.problem import Problem
+from fedbilevel.results import RunDirectory
+from fedbilevel.setup import Setup
+from server.experiment import Experiment, Job, Observer, check_problem, plan, resolved
+from server.grids.exchange import GridExchange, Placement
+from server.simulation import Row
+
+CONFIGS = Path(__file__).resolve().parents[1] / "experiments" / "configs"
+"""The configs that come with the app."""
+
+LOG_SECONDS = 2.0
+"""A run's evaluations are logged at most this often."""
+
+log = logging.getLogger("flwr.fedbilevel")  # below Flower's logger, which Flower streams to the user
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run every algorithm and seed of a config on the grid's nodes and write a run directory.
+
+    Reads from the run config (`[tool.flwr.app.config]` in pyproject.toml, `flwr run --run-config`): `config`, a name
+    in experiments/configs or an absolute path; `set`, overrides table.key=value, separated by semicolons; `out`, the
+    run directory, by default runs/<config>-flower-<time>. A relative `out` counts from the current directory of this
+    process, which on a SuperLink that `flwr run` has started is where it was started. The log ends with the absolute
+    path.
+
+    Raises BadInput for what cannot be used, and RunFailed if a run has failed, after the others are done.
+    """
+    try:
+        _run(grid, context)
+    except Exception as error:
+        # SystemExit would not do: Flower's simulation takes a ServerApp that leaves by it for one that succeeded
+        log.error("%s", error)
+        raise
+
+
+def _run(grid: Grid, context: Context) -> None:
+    given = {key: str(context.run_config.get(key, "")).strip() for key in ("config", "set", "out")}
+    path = _config_path(given["config"] or "flower.toml")
+    config = read(path, [part for part in given["set"].split(";") if part.strip()])
+    jobs = plan(config)
+    check_problem(jobs)
+    out = given["out"] or f"runs/{path.stem}-flower-{datetime.now():%Y%m%d-%H%M%S}"
+    directory = RunDirectory.create(Path(out).expanduser().absolute())
+    directory.write_config(write(resolved(config)))
+
+    @functools.cache
+    def placement(clients: int) -> Placement:
+        return Placement(grid, clients)
+
+    def connect(setup: Setup, problem: Problem) -> Exchange:
+        return GridExchange(placement(len(problem.clients)), setup.model_dump_json())
+
+    connect(jobs[0].setup(), jobs[0].setup().problem())  # without nodes all runs fail, so fail once and now
+    failures = Experiment(config, directory, connect, Log()).run()
+    log.info("Results: %s", directory.path)
+    if failures:
+        raise RunFailed(f"{len(failures)} of {len(jobs)} runs failed, the first: {failures[0][1]}")
+
+
+def _config_path(name: str) -> Path:
+    """Return the file that the run config names. Raises BadInput for a name that is not in experiments/configs."""
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        return path
+    names = [file.name for file in CONFIGS.glob("*.toml")]
+    if name not in names:
+        raise unknown("config", name, ["an absolute path", *names])
+    return CONFIGS / name
+
+
+class Log(Observer):
+    """Logs what happens, one plain line each."""
+
+    def __init__(self) -> None:
+        self._logged = 0.0
+        self._row: Row | None = None
+
+    def planned(self, jobs: list[Job]) -> None:
+        """Log how many runs there will be."""
+        log.info("%d runs", len(jobs))
+
+    def started(self, job: Job) -> None:
+        """Log the run that begins."""
+        log.info("%s, seed %d: begins", job.label, job.seed)
+        self._row, self._logged = None, time.monotonic()
+
+    def row(self, job: Job, row: Row) -> None:
+        """Log an evaluation, unless one was logged just now."""
+        self._row = row
+        if time.monotonic() - self._logged >= LOG_SECONDS:
+            self._logged = time.monotonic()
+            log.info("%s, seed %d: %s", job.label, job.seed, _line(row))
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        """Log how the run ended."""
+        if error is not None:
+            log.error("failed: %s", error)
+        elif self._row is not None:
+            log.info("%s, seed %d: done, %s", job.label, job.seed, _line(self._row))
+
+
+def _line(row: Row) -> str:
+    line = f"round {row['round']}, upper loss {row['upper_loss']:.4f}"
+    accuracy = row.get("test_accuracy")
+    return line if accuracy is None else f"{line}, accuracy {accuracy:.3f}"

@@ -1,0 +1,169 @@
+"""Carries the federation's requests over any Flower Grid: in process, Flower's simulation, or a deployment."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from pydantic import BaseModel
+from torch import Tensor
+
+from clients.arrays import array_from_tensor, tensor_from_array
+from fedbilevel.errors import ClientFailed, RunFailed
+from fedbilevel.messages import Reply, Request
+
+OPERATE, HELLO = "query.operate", "query.hello"
+
+
+class Placement:
+    """Which node answers for which client: partition j of P holds the j-th of P contiguous blocks of clients."""
+
+    def __init__(self, grid: Grid, clients: int, *, timeout: float = 120.0) -> None:
+        self.grid = grid
+        partitions = self._hello(timeout)
+        self.nodes = [partitions[j] for j in sorted(partitions)]
+        blocks = np.array_split(np.arange(clients), len(self.nodes))
+        self.ends = np.cumsum([len(block) for block in blocks])
+
+    def _hello(self, timeout: float) -> dict[int, int]:
+        """Ask every node which partition it is, until all partitions have answered.
+
+        Raises RunFailed if they have not within `timeout` seconds.
+        """
+        known: dict[int, int] = {}
+        expected, deadline = 1, time.monotonic() + timeout
+        while len(known) < expected:
+            new = sorted(set(self.grid.get_node_ids()) - set(known.values()))
+            messages = [_message(RecordDict(), HELLO, node) for node in new]
+            left = max(deadline - time.monotonic(), 0.1)
+            for reply in _replies(self.grid, messages, timeout=left) if messages else []:
+                _raise_error(reply)
+                metrics = reply.content.metric_records["partition"]
+                known[_whole(metrics["partition-id"])] = reply.metadata.src_node_id
+                expected = _whole(metrics["num-partitions"])
+            if len(known) < expected:
+                if time.monotonic() > deadline:
+                    raise RunFailed(f"only {len(known)} of {expected} nodes answered within {timeout:.0f} s")
+                time.sleep(0.2)
+        return known
+
+    def split(self, clients: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Return the nodes that hold some of these clients (sorted), each with its own, in client order."""
+        cuts = np.searchsorted(clients, self.ends[:-1])
+        parts = zip(self.nodes, np.split(clients, cuts), strict=True)
+        return [(node, part) for node, part in parts if len(part)]
+
+
+class GridExchange:
+    """An `Exchange` over a Flower Grid for one run.
+
+    A vector is encoded once, and sent to a node once per outer iteration. Replies are returned in client order,
+    whatever order they come in. Every exchange is a session of its own: nodes keep nothing from one to the next.
+    """
+
+    def __init__(self, placement: Placement, setup: str) -> None:
+        self._placement, self._setup, self._session = placement, setup, uuid.uuid4().hex
+        self._iteration: int | None = None
+        self._held: dict[int, set[int]] = {}
+        self._encoded: dict[int, Array] = {}
+
+    def __call__(self, request: Request) -> list[Reply]:
+        """Send the request to the nodes that hold its clients and wait for all of them."""
+        if request.iteration != self._iteration:
+            self._iteration, self._held = request.iteration, {}
+        self._encoded = {token: array for token, array in self._encoded.items() if token in request.alive}
+        common: dict[str, Any] = {
+            "session": self._session,
+            "setup": self._setup,
+            "operations": json.dumps(request.operations),
+            "tokens": json.dumps(dict(request.tokens)),
+            "alive": np.array(sorted(request.alive), dtype=np.int64).tobytes(),
+            "options": json.dumps(dict(request.options), default=_plain),
+            "iteration": request.iteration,
+            "round": request.round,
+        }
+        parts = self._placement.split(request.clients)
+        messages = []
+        for node, clients in parts:
+            record = ConfigRecord({**common, "clients": clients.astype(np.int64).tobytes()})
+            content = RecordDict({"request": record, "vectors": ArrayRecord(self._missing(node, request))})
+            messages.append(_message(content, OPERATE, node))
+        by_node = {reply.metadata.src_node_id: reply for reply in _replies(self._placement.grid, messages)}
+        for node, clients in parts:
+            if node not in by_node:
+                raise ClientFailed(f"{_span(clients)}, {_what(request)}: no reply")
+            _raise_error(by_node[node], f"{_span(clients)}, {_what(request)}: ")
+        return [_unpacked(by_node[node]) for node, _ in parts]
+
+    def _missing(self, node: int, request: Request) -> dict[str, Array]:
+        """Return the vectors that a node does not hold yet, by token."""
+        held = self._held.setdefault(node, set())
+        missing = {token: request.tensors[name] for name, token in request.tokens.items() if token not in held}
+        held.update(missing)
+        return {str(token): self._encode(token, tensor) for token, tensor in missing.items()}
+
+    def _encode(self, token: int, tensor: Tensor) -> Array:
+        if token not in self._encoded:
+            self._encoded[token] = array_from_tensor(tensor)
+        return self._encoded[token]
+
+
+def _message(content: RecordDict, kind: str, node: int) -> Message:
+    return Message(content, node, kind)
+
+
+def _replies(grid: Grid, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
+    return list(grid.send_and_receive(list(messages), timeout=timeout))
+
+
+def _raise_error(reply: Message, where: str = "") -> None:
+    """Raise ClientFailed, in one line that says where, for a reply that carries an error."""
+    if reply.has_error():
+        raise ClientFailed(_line(f"{where}{reply.error.reason}"))
+    failed = reply.content.config_records.get("failed")
+    if failed is not None:
+        reason = str(failed["reason"])
+        raise ClientFailed(_line(reason if failed["located"] else where + reason))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _unpacked(reply: Message) -> Reply:
+    outputs: dict[int, dict[int, Tensor]] = {}
+    for key, array in reply.content.array_records["sums"].items():
+        i, j = (int(part) for part in key.split("."))
+        outputs.setdefault(i, {})[j] = tensor_from_array(array)
+    sums = tuple(tuple(outputs[i][j] for j in sorted(outputs[i])) for i in sorted(outputs))
+    weight = reply.content.metric_records["weight"]["weight"]
+    assert isinstance(weight, float)
+    return Reply(sums, weight)
+
+
+def _plain(value: Any) -> Any:
+    """Options that are tables (`Epochs`, `Between`) travel as the plain tables they were."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    raise TypeError(f"{value!r} cannot travel as an option")
+
+
+def _whole(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _span(clients: np.ndarray) -> str:
+    if len(clients) == 1:
+        return f"client {clients[0]}"
+    return f"clients {clients[0]} to {clients[-1]}"
+
+
+def _what(request: Request) -> str:
+    return f"operation {', '.join(request.operations)}, round {request.round}"

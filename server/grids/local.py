@@ -1,0 +1,161 @@
+"""A Flower `Grid` in this process: the default engine. No daemon, no pickling, no polling; a debugger works.
+
+It carries messages exactly and in order, and does nothing else: whoever sends decides what an error reply means.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable
+from copy import copy
+from dataclasses import replace
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedbilevel.errors import BadInput
+from server.grids.flower_internals import (
+    CLIENT_APP_RAISED_EXCEPTION,
+    SERVER_NODE_ID,
+    Run,
+    claim_identity,
+    empty_run,
+    message_copy,
+    stamp_id,
+    stamp_sender,
+)
+
+_run_ids = itertools.count(1)
+
+
+class LocalGrid(Grid):
+    """Nodes that live in this process and answer one after another, in the order in which they are asked.
+
+    `client_app` answers for every node; `nodes` is their number. Node j (from 0) has a `Context` of its own, kept for
+    the whole run, with `node_config = {"partition-id": j, "num-partitions": nodes}` and a copy of `run_config`. Each
+    grid is a run of its own, with an id that no other local grid of the process has; several may be used by turns.
+
+    A message is worked on when its reply is asked for, not when it is pushed. Both ways the records are copied (the
+    bytes of arrays, which are immutable, are shared), so what one side does to its records never shows on the other.
+
+    An exception in the client app becomes an error reply with the code `CLIENT_APP_RAISED_EXCEPTION` and the reason
+    `"ExceptionType: message"`; `KeyboardInterrupt` and `SystemExit` end the exchange. Raises `BadInput` for `nodes`
+    below 1.
+    """
+
+    def __init__(self, client_app: ClientApp, nodes: int = 1, run_config: UserConfig | None = None) -> None:
+        if nodes < 1:
+            raise BadInput("nodes", nodes, "an integer of at least 1")
+        self._client_app = client_app
+        self._node_ids = range(SERVER_NODE_ID + 1, SERVER_NODE_ID + 1 + nodes)
+        self._run_config = dict(run_config or {})
+        self.set_run(empty_run(next(_run_ids)))
+
+    def set_run(self, run: Run) -> None:
+        """Begin this run: fresh contexts, and no message under way."""
+        self._run = run
+        self._queued: dict[str, Message] = {}
+        self._counter = itertools.count(1)
+        self._contexts = {
+            node_id: Context(
+                run_id=run.run_id,
+                node_id=node_id,
+                node_config={"partition-id": partition, "num-partitions": len(self._node_ids)},
+                state=RecordDict(),
+                run_config=dict(self._run_config),
+            )
+            for partition, node_id in enumerate(self._node_ids)
+        }
+        claim_identity(run.run_id)
+
+    @property
+    def run(self) -> Run:
+        """The run that this grid carries messages for (a copy)."""
+        return replace(self._run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message of this run to one node; `flwr.app.Message(...)` does as well."""
+        message = Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        stamp_sender(message, self._run.run_id)
+        return message
+
+    def get_node_ids(self) -> list[int]:
+        """The ids of all nodes, in the order of their partitions."""
+        return list(self._node_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Queue the messages, as they are now, and return their ids in the same order.
+
+        Raises `BadInput`, and queues none of them, if one is addressed to a node that is not there.
+        """
+        queued = {}
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            if node_id not in self._node_ids:
+                raise BadInput(
+                    "dst_node_id", node_id, f"a node of this grid, {self._node_ids[0]} to {self._node_ids[-1]}"
+                )
+            stamp_sender(message, self._run.run_id)
+            stamp_id(message, self._next_message_id())
+            queued[message.metadata.message_id] = message_copy(message, _records_copy(message.content))
+        self._queued.update(queued)
+        return list(queued)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Let the nodes work on these messages, and return their replies in the same order.
+
+        Raises `BadInput` for an id that was not pushed here, or whose reply has been pulled.
+        """
+        return [self._reply(message_id) for message_id in message_ids]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Push the messages and return the replies, in the same order.
+
+        No node is asked once `timeout` seconds have passed (one that is at work is not interrupted); replies that are
+        then missing can still be pulled.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies = []
+        for message_id in self.push_messages(messages):
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+            replies.append(self._reply(message_id))
+        return replies
+
+    def _next_message_id(self) -> str:
+        return f"{self._run.run_id}-{next(self._counter)}"
+
+    def _reply(self, message_id: str) -> Message:
+        """Let the node addressed work on a queued message."""
+        message = self._queued.pop(message_id, None)
+        if message is None:
+            raise BadInput("message_id", message_id, "a message that was pushed to this grid and not yet pulled")
+        try:
+            answer = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+            if not isinstance(answer, Message) or answer.metadata.reply_to_message_id != message_id:
+                raise TypeError("the client app must return a Message(..., reply_to=the message it received)")
+        except Exception as error:
+            answer = Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
+        reply = message_copy(answer, _records_copy(answer.content) if answer.has_content() else None)
+        stamp_id(reply, self._next_message_id())
+        return reply
+
+
+def _records_copy(records: RecordDict) -> RecordDict:
+    """Records that share nothing mutable with the originals; the arrays' bytes are shared.
+
+    `copy.deepcopy` fails on an array whose object id Flower has computed, since it then keeps memory views.
+    """
+    return RecordDict({name: _record_copy(record) for name, record in records.items()})
+
+
+def _record_copy(record: ArrayRecord | MetricRecord | ConfigRecord) -> ArrayRecord | MetricRecord | ConfigRecord:
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord.from_array_dict(dict(record))
+    if isinstance(record, MetricRecord):
+        return MetricRecord({name: copy(value) for name, value in record.items()})
+    return ConfigRecord({name: copy(value) for name, value in record.items()})
