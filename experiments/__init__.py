@@ -1,0 +1,1 @@
+"""The person at the keyboard: command line, configs, checks."""

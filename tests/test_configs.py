@@ -1,0 +1,83 @@
+"""Every committed config runs: shortened, on every algorithm and seed it names."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from fedbilevel.config import check, read, write
+from fedbilevel.results import RunDirectory
+from server.experiment import Experiment, Observer, check_problem, local, plan, resolved
+
+CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.toml"))
+
+
+def needs_mnist(config: Path) -> None:
+    if "mnist" in config.read_text() and not (Path(os.environ.get("FEDBILEVEL_DATA", "")) / "mnist.npz").is_file():
+        pytest.skip("mnist.npz is not in $FEDBILEVEL_DATA")
+
+
+def test_the_configs_are_there() -> None:
+    assert {"demo", "fednest_fig2", "aggitd_vs_fednest", "flower"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_committed_config_runs_shortened(path: Path, tmp_path: Path) -> None:
+    needs_mnist(path)
+    config = read(path)
+    shorter = read(path, [f"run.seeds={config.run.seeds[:1]}", "run.rounds=20", "run.evaluate_every=5"])
+    jobs = plan(shorter)
+    check_problem(jobs)
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_config(write(resolved(shorter)))
+    assert Experiment(shorter, directory, local, Observer()).run() == []
+    rows = directory.read_history()
+    assert {row["algorithm"] for row in rows} == set(config.algorithms)
+    for label in config.algorithms:
+        own = [row for row in rows if row["algorithm"] == label]
+        assert own[0]["round"] == 0
+        assert int(str(own[-1]["round"])) >= 20
+        assert all(math.isfinite(float(str(row["upper_loss"]))) for row in own)
+    assert (directory.path / "rounds_vs_accuracy.png").stat().st_size > 10_000
+    assert (directory.path / "rounds_vs_accuracy.svg").read_text().count("<path") > 5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_resolved_config_is_the_same_config(path: Path, tmp_path: Path) -> None:
+    config = resolved(read(path))
+    (tmp_path / "config.toml").write_text(write(config))
+    again = read(tmp_path / "config.toml")
+    assert again == config
+    assert resolved(again) == config
+    first, second = plan(config), plan(read(path))
+    assert [(job.label, job.seed, job.options) for job in first] == [(job.label, job.seed, job.options) for job in second]
+
+
+def test_the_demo_is_what_it_promises() -> None:
+    config = read(next(path for path in CONFIGS if path.stem == "demo"))
+    assert {"aggitd", "fednest", "lfednest", "memfbo"} <= set(config.algorithms)
+    assert len(config.run.seeds) == 3
+    assert config.data is not None
+    assert (config.data.name, config.data.clients) == ("digits", 20)
+
+
+def test_the_fig2_config_is_the_paper_s_setting() -> None:
+    config = read(next(path for path in CONFIGS if path.stem == "fednest_fig2"))
+    assert config.data is not None
+    assert (config.data.name, config.data.clients, config.data.partition) == ("mnist", 100, "shards")
+    assert config.data.parameters == {"shards_per_client": 2}
+    assert (config.run.clients_per_round, config.run.batch) == (10, 64)
+    assert config.problem.parameters["hidden"] == [200]
+    by_label = {job.label: job for job in plan(config)}
+    assert {"fednest", "lfednest", "fednest-sgd", "aggitd"} <= set(by_label)
+    for name in ("fednest", "lfednest", "fednest-sgd"):
+        assert by_label[name].options.model_dump()["neumann_terms"] == 5
+        assert by_label[name].options.model_dump()["local_steps"] == {"epochs": 5}
+
+
+def test_a_config_without_algorithms_is_refused() -> None:
+    with pytest.raises(ValueError, match="algorithms"):
+        check({"run": {"rounds": 1}, "problem": {"name": "quadratic"}, "algorithms": {}})

@@ -1,0 +1,77 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedbilevel import simulate
+from fedbilevel.config import check, read
+from fedbilevel.data import load
+from server import algorithm as table
+from server.experiment import plan
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def block(language: str, holds: str) -> str:
+    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return next(text for text in blocks if holds in text)
+
+
+def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block("python", "Quadratic(clients=10"), "README", "exec"), {})
+    rounds, distance = capsys.readouterr().out.splitlines()[0].split()
+    assert rounds == "1100"
+    assert float(distance) < 0.1
+
+
+def test_the_config_is_valid() -> None:
+    import tomllib
+
+    config = check(tomllib.loads(block("toml", "[algorithms.aggitd-warm]")))
+    assert [job.label for job in plan(config)][:2] == ["aggitd", "aggitd-warm"]
+
+
+def test_the_problem_file_learns(tmp_path: Path) -> None:
+    (tmp_path / "ridge.py").write_text(block("python", "class Ridge"))
+    result = simulate(
+        f"{tmp_path / 'ridge.py'}:ridge", "aggitd", iterations=60, lower_rounds=10, lower_step=0.2, upper_step=1.0
+    )
+    losses = [float(str(row["upper_loss"])) for row in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_algorithm_file_is_found_and_converges(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("server.algorithms.single_loop")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(table, "_TABLE", dict(table.algorithms()))
+    exec(compile(block("python", '"single-loop"'), "README", "exec"), module.__dict__)
+    assert table.find("single-loop").summary.startswith("One step on y, v and x")
+    result = simulate("quadratic", "single-loop", iterations=1500, lower_step=0.8, upper_step=0.02, dtype="float64")
+    assert result.history[-1]["round"] == 1500
+    assert float(str(result.history[-1]["metric_distance"])) < 1e-6
+
+
+def test_the_data_set_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block("python", "blobs.npz"), "README", "exec"), {})
+    monkeypatch.setenv("FEDBILEVEL_DATA", str(tmp_path))
+    data = load("blobs")
+    assert data.classes == 4
+    assert np.isfinite(data.x_train).all()
+
+
+def test_every_algorithm_has_its_line() -> None:
+    for name in table.algorithms():
+        assert f"| `{name}` |" in README
+
+
+def test_the_commands_name_files_that_exist() -> None:
+    for path in re.findall(r"experiments/configs/\w+\.toml", README):
+        assert read(Path(__file__).parent.parent / path)
