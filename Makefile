@@ -3,7 +3,7 @@ VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint check install clean
 
 install: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 
@@ -19,6 +19,9 @@ demo: install
 
 test: install
 	$(PYTHON) -m pytest
+
+check: install
+	$(PYTHON) -m experiments.cli check
 
 lint: install
 	$(PYTHON) -m ruff check .

@@ -38,9 +38,10 @@ _GIVEN = ("data", "dtype")
 
 
 def build(
-    name: str, parameters: Mapping[str, Any], *, data: Callable[[], FederatedData], dtype: torch.dtype
+    name: str, parameters: Mapping[str, Any], *, data: Callable[[], FederatedData], dtype: torch.dtype | None
 ) -> Problem:
-    """Build the problem called `name` ("quadratic", ..., or "path/to/file.py:factory") in the given dtype.
+    """Build the problem called `name` ("quadratic", ..., or "path/to/file.py:factory") in the given dtype,
+    or in its own.
 
     Raises BadInput for an unknown name, a file that does not import, parameters that the factory does not take or
     refuses, and a problem whose losses have wrong shapes.
@@ -54,7 +55,7 @@ def build(
         except BadInput as error:
             raise _typed(error, "data") from error
     if "dtype" in takes:
-        arguments["dtype"] = dtype
+        arguments["dtype"] = dtype or torch.float32
     try:
         problem = factory(**arguments)
     except BadInput as error:
@@ -62,7 +63,7 @@ def build(
     except (Exception, SystemExit) as error:
         raise BadInput("problem.name", name, f"a factory that runs, but it raised {_said(error)}") from error
     inspect_problem(problem, name)
-    return convert(problem, dtype)
+    return problem if dtype is None else convert(problem, dtype)
 
 
 def _typed(error: BadInput, table: str) -> BadInput:
