@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,12 @@ from clients.operations.registry import operation
 from fedbilevel.systems import LocalSteps
 
 
-@operation(lower=2, about="y", steps="local_steps")
+def _corrected(steps: str) -> Callable[[Mapping[str, Any]], float]:
+    """Two gradients per local step; a single step is along what was sent, and needs none."""
+    return lambda options: 0.0 if options[steps] == 1 else 2.0
+
+
+@operation(lower=_corrected("local_steps"), about="y", steps="local_steps")
 def svrg_steps(
     cohort: Cohort, x: Tensor, y: Tensor, gradient: Tensor, *, lower_step: float, local_steps: LocalSteps
 ) -> Tensor:
@@ -35,7 +40,7 @@ def sgd_steps(cohort: Cohort, x: Tensor, y: Tensor, *, lower_step: float, local_
     return y_i
 
 
-@operation(upper=2, about="x", steps="upper_local_steps", epochs_of="upper")
+@operation(upper=_corrected("upper_local_steps"), about="x", steps="upper_local_steps", epochs_of="upper")
 def outer_steps(
     cohort: Cohort,
     x: Tensor,

@@ -160,4 +160,4 @@ class Quadratic:
 
 
 def _repeat(array: np.ndarray, n: int) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(array, (n, *array.shape))))
+    return torch.from_numpy(np.repeat(array[None], n, axis=0))

@@ -31,7 +31,8 @@ def memfbo(o: Options) -> Algorithm[MemFBOState]:
     """First order, single loop: the three penalty steps in one round per iteration, bias O(1/lam).
 
     First order and single loop are confirmed by the paper's abstract; the formulas are our reading. Local steps are
-    normalised as in ShroFBO: directions averaged over tau_i, steps multiplied by rho = sum_i p_i tau_i.
+    normalised as in ShroFBO: directions averaged over tau_i, steps multiplied by rho = sum_i p_i tau_i (over a sampled
+    set: sum_S p_i tau_i / sum_S p_i, whatever the weighting).
     """
     eta_y = o.penalised_step(o.penalty)
 

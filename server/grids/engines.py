@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clients.app import make_app
 from clients.node import Node, Setting
+from fedbilevel.errors import BadInput
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from server.grids.exchange import GridExchange, Placement
@@ -17,6 +18,8 @@ ENGINES: dict[str, str] = {
 
 def in_process(problem: Problem, setting: Setting, workers: int = 1) -> Exchange:
     """Return an exchange with `workers` nodes in this process. Raises BadInput for fewer than one."""
+    if workers < 1:
+        raise BadInput("workers", workers, "an integer of at least 1")
     nodes = [Node(problem, setting)]
     grid = LocalGrid(make_app(lambda setup: nodes[0]), nodes=workers)
     return GridExchange(Placement(grid, len(problem.clients)), "")
