@@ -2,6 +2,7 @@
 VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 2
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint check install clean
 

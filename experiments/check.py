@@ -60,7 +60,8 @@ def run_check(path: Path | None, overrides: list[str], console: Console) -> bool
         configs = [check({**common, **tables}) for tables in OWN_PROBLEMS]
     else:
         configs = [read(path, [*overrides, "run.dtype=float64"])]
-    return all([_table(config, console) for config in configs])
+    passed = [_table(config, console) for config in configs]
+    return all(passed)
 
 
 def _table(config: Config, console: Console) -> bool:
@@ -122,7 +123,7 @@ class _Oracle:
 
     @property
     def lam(self) -> float:
-        """lam = beta = 2 / (L + mu): the best constant step."""
+        """Lam = beta = 2 / (L + mu): the best constant step."""
         return 2.0 / (self.dense.largest + self.dense.smallest)
 
     def _terms(self, lam: float, smallest: float, largest: float) -> int:

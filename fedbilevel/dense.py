@@ -1,7 +1,7 @@
-"""Dense reference solutions: what the matrix-free estimators are held against, on problems small enough to write H down.
+"""Dense reference solutions, on problems small enough to write H down: what the estimators are held against.
 
-Nothing here is used by an algorithm. Derivatives come from `torch.func` on the losses themselves, never from a problem's
-closed forms, so that a wrong closed form shows.
+Nothing here is used by an algorithm. Derivatives come from `torch.func` on the losses themselves, never from a
+problem's closed forms, so that a wrong closed form shows.
 """
 
 from __future__ import annotations
@@ -42,23 +42,34 @@ class Losses:
         def mean(level: Literal["lower", "upper"]) -> Loss:
             ragged = getattr(problem.clients, level).take(clients)
             share = np.repeat(weights / ragged.sizes, ragged.sizes)
-            first = next(t for t in leaves(ragged.values))
+            device = leaves(ragged.values)[0].device
 
             def loss(x: Tensor, y: Tensor) -> Tensor:
                 prepared = derivatives.prepare(problem, x, ragged.values)
                 per_example: Tensor = getattr(problem, level)(x, y, prepared)
-                return (torch.as_tensor(share, dtype=per_example.dtype, device=first.device) * per_example).sum()
+                return (torch.as_tensor(share, dtype=per_example.dtype, device=device) * per_example).sum()
 
             return loss
 
         return cls(mean("lower"), mean("upper"))
 
 
+def _slope(loss: Loss, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the gradient in y as a function of y."""
+
+    def of(y: Tensor) -> Tensor:
+        return loss(x, y)
+
+    gradient: Callable[[Tensor], Tensor] = grad(of)
+    return gradient
+
+
 def hessian(loss: Loss, x: Tensor, y: Tensor) -> Tensor:
     """d2 loss / dy2, shape [dy, dy]. Raises BadInput if dy exceeds `LARGEST`."""
     if len(y) > LARGEST:
         raise BadInput("problem", f"a lower level of dimension {len(y)}", f"at most {LARGEST}, for a dense solve")
-    return torch.as_tensor(jacrev(grad(lambda y: loss(x, y)), chunk_size=_CHUNK)(y)).detach()
+    rows: Tensor = jacrev(_slope(loss, x), chunk_size=_CHUNK)(y)
+    return rows.detach()
 
 
 def lower_solution(loss: Loss, x: Tensor, y: Tensor, *, tolerance: float = 1e-13, steps: int = 100) -> Tensor:
@@ -66,7 +77,7 @@ def lower_solution(loss: Loss, x: Tensor, y: Tensor, *, tolerance: float = 1e-13
 
     Raises BadInput if H is not positive definite on the way, or if Newton's method does not converge.
     """
-    slope = grad(lambda y: loss(x, y))
+    slope = _slope(loss, x)
     scale = 1.0 + float(torch.linalg.vector_norm(slope(y)))
     for _ in range(steps):
         g = slope(y)

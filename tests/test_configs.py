@@ -53,7 +53,9 @@ def test_a_resolved_config_is_the_same_config(path: Path, tmp_path: Path) -> Non
     assert again == config
     assert resolved(again) == config
     first, second = plan(config), plan(read(path))
-    assert [(job.label, job.seed, job.options) for job in first] == [(job.label, job.seed, job.options) for job in second]
+    assert [(job.label, job.seed, job.options) for job in first] == [
+        (job.label, job.seed, job.options) for job in second
+    ]
 
 
 def test_the_demo_is_what_it_promises() -> None:

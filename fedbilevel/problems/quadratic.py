@@ -59,6 +59,10 @@ class Quadratic:
                 raise BadInput(f"problem.{key}", number, "a finite number of at least 0")
         if not (0 < mu <= L < np.inf):
             raise BadInput("problem.mu", mu, f"a number above 0 and at most L ({L})")
+        if seed < 0:
+            raise BadInput("problem.seed", seed, "an integer of at least 0")
+        if not isinstance(examples, int) and len(examples) != 2:
+            raise BadInput("problem.examples", list(examples), "an integer of at least 1, or [low, high]")
         low, high = (examples, examples) if isinstance(examples, int) else examples
         if not 1 <= low <= high:
             raise BadInput(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 from clients.operations.oracles import (
@@ -25,8 +27,10 @@ class Options(options.Options):
     upper_step: options.UpperStep = 0.1
     lower_step: options.LowerStep = 0.1
     neumann_step: options.NeumannStep = None
-    lower_rounds: options.LowerRounds | None = None
-    neumann_terms: options.LowerRounds | None = None
+    lower_rounds: Annotated[
+        options.Count | None, Field(description="N: rounds of lower level and estimate; default: 5")
+    ] = None
+    neumann_terms: Annotated[options.Count | None, Field(description="N, where lower_rounds is not given")] = None
     local_steps: options.LocalSteps = 1
     upper_local_steps: options.UpperLocalStepsOrServer = 1
     estimator: options.Estimator = "sum"

@@ -1,0 +1,281 @@
+"""The command line. Exit status: 0 done, 1 a run failed, 2 bad input (one line on stderr), 130 interrupted.
+
+What is slow to import (torch, matplotlib) is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+from typer.core import TyperCommand
+
+from experiments.terminal import busy, complain, say, stdout
+
+if TYPE_CHECKING:
+    from fedbilevel.config import Config
+    from fedbilevel.results import RunDirectory
+    from fedbilevel.results.figure import XAxis
+    from server.experiment import Connect
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config: see experiments/configs.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; the value is TOML, or a plain string."),
+]
+
+
+class Command(TyperCommand):
+    """A command whose plain help does not show the backslashes that typer puts there for rich."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help."""
+        super().format_help(ctx, formatter)
+        formatter.buffer[:] = [text.replace("\\[", "[") for text in formatter.buffer]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does."""
+
+
+# ---- the commands ----
+
+
+@app.callback(invoke_without_command=True)
+def fedbilevel(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Simulate federated bilevel optimisation: AggITD, AID (FedNest) and first-order methods, exact and counted."""
+    if version:
+        from fedbilevel import __version__
+
+        say(stdout(), f"fedbilevel {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(cls=Command)
+def run(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for the results.  [default: runs/NAME-TIME]")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What carries the messages: see fedbilevel list.")] = "local",
+) -> int:
+    """Run every algorithm of a config for every seed."""
+    from fedbilevel.config import read, write
+    from server.experiment import check_problem, plan, resolved
+
+    connect = _engine(engine)
+    config = read(config_file, overrides or ())
+    jobs = plan(config)
+    text = write(resolved(config))
+    with busy("looking over the problem"):
+        check_problem(jobs)
+    directory = _create(out or _unused(config_file.stem))
+    directory.write_config(text)
+    directory.write_history([])
+    return _execute(config, directory, connect, restore=False)
+
+
+@app.command(cls=Command)
+def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")]) -> int:
+    """Go on with a run that was interrupted, where it was."""
+    from fedbilevel.config import read
+    from fedbilevel.results import RunDirectory
+
+    directory = RunDirectory.open(folder)
+    return _execute(read(directory.config_path), directory, _engine("local"), restore=True)
+
+
+@app.command(cls=Command)
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder for the summary and the figures.")
+    ] = None,
+    x: Annotated[str | None, typer.Option(metavar="rounds|bytes|seconds", help="What the figure spends.")] = None,
+) -> None:
+    """Redraw a run's summary and figures, or compare several."""
+    from experiments.report import report as write_report
+    from fedbilevel.errors import BadInput, unknown
+
+    axes: dict[str | None, XAxis | None] = {"rounds": "rounds", "bytes": "bytes", "seconds": "seconds", None: None}
+    if x not in axes:
+        raise unknown("--x", str(x), filter(None, axes))
+    try:
+        write_report(folders, out, axes[x], stdout())
+    except BadInput as error:
+        raise _of_option(error) from error
+
+
+@app.command("list", cls=Command)
+def list_names(
+    algorithm: Annotated[
+        str | None, typer.Argument(metavar="[ALGORITHM]", help="Show the options of this one.")
+    ] = None,
+) -> None:
+    """List the names to use in a config, or an algorithm's options."""
+    from experiments import catalogue
+
+    if algorithm is None:
+        catalogue.print_names(stdout())
+    else:
+        catalogue.print_options(stdout(), algorithm)
+
+
+@app.command(cls=Command)
+def check(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Your problem; default: the quadratic one.")
+    ] = None,
+    overrides: Overrides = None,
+) -> int:
+    """Hold every estimator's hypergradient against a dense solve."""
+    from experiments.check import run_check
+
+    return 0 if run_check(config_file, overrides or [], stdout()) else 1
+
+
+# ---- their parts ----
+
+
+def _engine(name: str) -> Connect:
+    from fedbilevel.errors import unknown
+    from server.experiment import local
+    from server.grids.engines import ENGINES
+
+    if name not in ENGINES:
+        raise unknown("--engine", name, ENGINES)
+    return local
+
+
+def _unused(stem: str) -> Path:
+    """A folder below runs/ that is not there yet."""
+    plain = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (plain.with_name(f"{plain.name}-{number}") for number in range(2, 1000))
+    return plain if not plain.exists() else next(path for path in numbered if not path.exists())
+
+
+def _create(out: Path) -> RunDirectory:
+    from fedbilevel.errors import BadInput
+    from fedbilevel.results import RunDirectory
+
+    try:
+        return RunDirectory.create(out)
+    except BadInput as error:
+        raise _of_option(error) from error
+
+
+def _of_option(error: Exception) -> Exception:
+    """The same error; what is wrong with `out` was typed as --out."""
+    from fedbilevel.errors import BadInput
+
+    if isinstance(error, BadInput) and error.key == "out":
+        return BadInput("--out", error.value, error.allowed)
+    return error
+
+
+def _execute(config: Config, directory: RunDirectory, connect: Connect, *, restore: bool) -> int:
+    """Run what a run directory still lacks, with the display, and say what came out."""
+    from experiments.progress import display
+    from experiments.report import print_files, print_summary
+    from fedbilevel.results import summarise
+    from server.experiment import Experiment, Observer, check_problem
+
+    experiment = Experiment(config, directory, connect, Observer())
+    console = stdout()
+    if restore:
+        with busy("looking over what is there"):
+            experiment.restore()
+            check_problem(experiment.pending())
+        if not experiment.pending():
+            say(console, f"{directory.path}: every run is finished")
+            last, scratch = directory.path / "bytes_vs_accuracy.svg", directory.path / "checkpoints"
+            if scratch.is_dir() or not last.is_file():
+                experiment.run()  # it was interrupted at the last step: the summary and the figures may be missing
+            return 0
+    try:
+        with display(console) as experiment.observer:
+            failures = experiment.run()
+    except KeyboardInterrupt as interrupt:
+        complain(f"interrupted; go on with: fedbilevel resume {shlex.quote(str(directory.path))}")
+        return 143 if isinstance(interrupt, Terminated) else 130
+    say(console, "")
+    print_summary(console, summarise(experiment.history(), config.run.targets))
+    print_files(console, directory.path)
+    for _, error in failures:
+        complain(str(error))
+    return 1 if failures else 0
+
+
+# ---- the process ----
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM raises Terminated while this lasts."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: that of the process) and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter must not end a run
+    # threads that wait spin by default, and two processes that do on two cores take ten times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        with _termination(), command.make_context("fedbilevel", given) as context:
+            return int(command.invoke(context) or 0)
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except click.ClickException as error:
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fedbilevel"
+        complain(f"{error.format_message().rstrip('.')} (see {asked} --help)")
+        return 2
+    except KeyboardInterrupt as interrupt:
+        complain("interrupted")
+        return 143 if isinstance(interrupt, Terminated) else 130
+    except Exception as error:
+        from fedbilevel.errors import BadInput, RunFailed
+
+        if not isinstance(error, BadInput | RunFailed):
+            raise
+        complain(str(error))
+        return 2 if isinstance(error, BadInput) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
