@@ -220,6 +220,12 @@ class Cohort:
         rows = self._rows("lower", y, batch)
         return derivatives.gradient_y(self.held.problem, "lower", x, y, self._prepared("lower", x, rows), rows.weights)
 
+    def lower_gradient_difference(self, x: Tensor, y: Tensor, anchor: Tensor, batch: Batch | None = None) -> Tensor:
+        """`gy_i(x, y) - gy_i(x, anchor)` on the same examples."""
+        rows = self._rows("lower", y, batch)
+        prepared = self._prepared("lower", x, rows)
+        return derivatives.gradient_difference(self.held.problem, x, y, anchor, prepared, rows.weights)
+
     def upper_gradient_y(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
         """`fy_i(x, y)`."""
         rows = self._rows("upper", y, batch)

@@ -64,6 +64,18 @@ def gradient_y(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: E
     return value
 
 
+def gradient_difference(
+    problem: Problem, x: Tensor, y: Tensor, anchor: Tensor, prepared: Examples, weights: Tensor
+) -> Tensor:
+    """`gy(x, y) - gy(x, anchor)` on the same examples, shape [dy] or [S, dy]: the correction of an SVRG step."""
+    closed = getattr(problem, "lower_gradient_difference", None)
+    if closed is not None:
+        result: Tensor = closed(x, y, anchor, prepared, weights)
+        return result
+    here = gradient_y(problem, "lower", x, y, prepared, weights)
+    return here - gradient_y(problem, "lower", x, anchor, prepared, weights)
+
+
 def hvp(problem: Problem, x: Tensor, y: Tensor, v: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
     """`H v` = (d2 g / dy2) v, shape [dy] or [S, dy]."""
     closed = getattr(problem, "lower_hvp", None)

@@ -1,4 +1,4 @@
-"""`fedbilevel check`: right estimators pass, a wrong derivative fails, and what cannot be checked is said in one line."""
+"""`fedbilevel check`: right estimators pass, a wrong derivative fails, and the rest is said in one line."""
 
 from __future__ import annotations
 

@@ -174,6 +174,9 @@ def test_closed_forms_in_y_take_leading_dimensions(
     near(problem.lower_gradient(x, y, prepared, weights), batched(lower)(y, *arguments), 1e-12)
     near(problem.upper_gradient_y(x, y, prepared, weights), batched(upper)(y, *arguments), 1e-12)
     near(problem.lower_hvp(x, y, v, prepared, weights), batched(second)(y, v, *arguments), 1e-12)
+    for anchor in (v, v.flatten()[: v.shape[-1]]):
+        difference = batched(lower)(y, *arguments) - batched(lower)(anchor.expand_as(y), *arguments)
+        near(problem.lower_gradient_difference(x, y, anchor, prepared, weights), difference, 1e-12)
 
 
 # ---- derivatives.py ----

@@ -26,7 +26,7 @@ def svrg_steps(
         return y - lower_step * gradient
     y_i = cohort.spread(y)
     for batch in cohort.batches(local_steps, y.dtype, "lower"):
-        difference = cohort.lower_gradient(x, y_i, batch) - cohort.lower_gradient(x, y, batch)
+        difference = cohort.lower_gradient_difference(x, y_i, y, batch)
         y_i = y_i - lower_step * batch.keep(difference + gradient)
     return y_i
 

@@ -141,6 +141,17 @@ class HyperRepresentation:
         """`gy`."""
         return self.upper_gradient_y(x, y, prepared, weights) + self.l2 * weights.sum(-1, keepdim=True) * y
 
+    def lower_gradient_difference(
+        self, x: Tensor, y: Tensor, anchor: Tensor, prepared: Prepared, weights: Tensor
+    ) -> Tensor:
+        """`gy(x, y) - gy(x, anchor)`: the labels cancel, and both heads go over the features together."""
+        pair = torch.stack(torch.broadcast_tensors(y, anchor), dim=-2)
+        weight, bias = self._head(pair)  # [..., 2, classes, width], [..., 2, 1, classes]
+        logits = prepared["feature"] @ weight.flatten(-3, -2).mT + bias.flatten(-3)[..., None, :]
+        p = torch.softmax(logits.unflatten(-1, (2, self.classes)), -1)
+        moved = (p[..., 0, :] - p[..., 1, :]) * weights.unsqueeze(-1)
+        return self._head_gradient(moved, prepared["feature"]) + self.l2 * weights.sum(-1, keepdim=True) * (y - anchor)
+
     @staticmethod
     def _softmax_hessian(p: Tensor, u: Tensor) -> Tensor:
         """(diag(p) - p p') u along the last dimension."""
