@@ -11,7 +11,7 @@ install: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 $(VENV)/installed: pyproject.toml
 	python3 -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
+	PYTHONWARNINGS=ignore $(VENV)/bin/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 demo: install

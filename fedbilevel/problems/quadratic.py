@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbilevel.errors import BadInput
-from fedbilevel.problem import ClientData
+from fedbilevel.problem import ClientData, Ragged
 
 
 class Quadratic:
@@ -71,28 +71,31 @@ class Quadratic:
         self.dim_x, self.dim_y, self.rho = dim_x, dim_y, rho
         draw = np.random.Generator(np.random.Philox(seed))
         counts = draw.integers(low, high + 1, size=clients)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-        def matrix() -> np.ndarray:
-            """Return a symmetric matrix with eigenvalues in [mu, L], turned away from the others by heterogeneity."""
-            rotation, _ = np.linalg.qr(base_rotation + heterogeneity * draw.standard_normal((dim_y, dim_y)))
-            own = (L - mu) * draw.random(dim_y)
-            eigenvalues = mu + (own if heterogeneity else base_eigenvalues)
-            return np.asarray((rotation * eigenvalues) @ rotation.T)
+        def vectors(dim: int, scale: float = 1.0) -> np.ndarray:
+            """A common vector, turned away from by each client: [clients, dim]."""
+            return scale * (draw.standard_normal(dim) + heterogeneity * draw.standard_normal((clients, dim)))
 
-        base_rotation, _ = np.linalg.qr(draw.standard_normal((dim_y, dim_y)))
-        base_eigenvalues = np.linspace(0, L - mu, dim_y)
-        base_b, base_c, base_d = (draw.standard_normal(d) for d in (dim_y, dim_y, dim_x))
-        base_B = draw.standard_normal((dim_y, dim_x)) / np.sqrt(dim_x)
-        lower, upper = [], []
-        for n in counts:
-            A, C = matrix(), matrix()
-            B = base_B + heterogeneity * draw.standard_normal((dim_y, dim_x)) / np.sqrt(dim_x)
-            b, c = (v + heterogeneity * draw.standard_normal(dim_y) for v in (base_b, base_c))
-            d = base_d + heterogeneity * draw.standard_normal(dim_x)
-            b_e, c_e = (v + noise * draw.standard_normal((n, dim_y)) for v in (b, c))
-            lower.append({"A": _repeat(A, n), "B": _repeat(B, n), "b": torch.from_numpy(b_e)})
-            upper.append({"C": _repeat(C, n), "c": torch.from_numpy(c_e), "d": _repeat(d, n)})
-        self.clients = ClientData(lower, upper, weights)
+        def examples_of(own: np.ndarray) -> Tensor:
+            """Each client's vector, once per example and with noise."""
+            return torch.from_numpy(np.repeat(own, counts, axis=0) + noise * draw.standard_normal((offsets[-1], dim_y)))
+
+        def repeated(own: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.repeat(own, counts, axis=0))
+
+        base, _ = np.linalg.qr(draw.standard_normal((dim_y, dim_y)))
+
+        def matrices() -> np.ndarray:
+            """Symmetric matrices with eigenvalues in [mu, L], [clients, dim_y, dim_y]; equal without heterogeneity."""
+            turned, _ = np.linalg.qr(base + heterogeneity * draw.standard_normal((clients, dim_y, dim_y)))
+            own = draw.random((clients, dim_y)) if heterogeneity else np.linspace(0, 1, dim_y)[None, :]
+            return np.asarray((turned * (mu + (L - mu) * own)[:, None, :]) @ turned.transpose(0, 2, 1))
+
+        B = vectors(dim_y * dim_x, dim_x**-0.5).reshape(clients, dim_y, dim_x)
+        lower = {"A": repeated(matrices()), "B": repeated(B), "b": examples_of(vectors(dim_y))}
+        upper = {"C": repeated(matrices()), "c": examples_of(vectors(dim_y)), "d": repeated(vectors(dim_x))}
+        self.clients = ClientData(Ragged(lower, offsets), Ragged(upper, offsets), weights)
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A standard normal start."""
@@ -161,7 +164,3 @@ class Quadratic:
         h0 = self.hypergradient(zero)
         columns = [self.hypergradient(e) - h0 for e in torch.eye(self.dim_x, dtype=torch.float64)]
         return torch.as_tensor(torch.linalg.solve(torch.stack(columns, dim=1), -h0))
-
-
-def _repeat(array: np.ndarray, n: int) -> Tensor:
-    return torch.from_numpy(np.repeat(array[None], n, axis=0))
