@@ -21,6 +21,15 @@ from fedbilevel.derivatives import Level
 from fedbilevel.problem import Examples, Problem, Ragged, leaves, map_examples
 from fedbilevel.systems import BatchSize, LocalSteps, local_steps
 
+_AHEAD = 1 << 19
+"""The most positions of minibatches that are drawn before they are used."""
+
+
+def _take(tensor: Tensor, index: Tensor) -> Tensor:
+    """tensor[index] along the first dimension, by the faster of torch's two ways."""
+    rows = tensor.index_select(0, index.flatten())
+    return rows.view(*index.shape, *tensor.shape[1:])
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -119,12 +128,13 @@ class Cohort:
         return kept[level]
 
     def _positions(self, level: Level, local: NDArray[np.int64], inside: NDArray[np.bool_], dtype: torch.dtype) -> Rows:
-        """Rows from positions within each client [S, b]; what is not inside weighs nothing. Pooled: one flat row."""
+        """Rows from positions within each client [..., S, b]; what is not inside weighs nothing. Pooled: flat rows."""
         index = self.held.levels[level].offsets[:-1, None] + np.where(inside, local, 0)
-        weights = inside / inside.sum(axis=1, keepdims=True)
+        weights = inside / inside.sum(axis=-1, keepdims=True)
         if self.pooled:
             share = self.held.weights / self.held.weights.sum()
-            index, weights = index.reshape(-1), (weights * share[:, None]).reshape(-1)
+            flat = (*index.shape[:-2], -1)
+            index, weights = index.reshape(flat), (weights * share[:, None]).reshape(flat)
         return Rows(self._tensor(index), self._tensor(weights, dtype))
 
     def _own(self, level: Level, dtype: torch.dtype) -> Rows:
@@ -153,39 +163,42 @@ class Cohort:
         """
         size = self.draw.batch
         taus = local_steps(spec, self.draw.seed, self.held.clients, self.held.levels[levels[0]].sizes, size)
-        walks = {} if size is None else {level: self._walk(level, size, dtype) for level in levels}
-        for k in range(int(taus.max())):
+        steps = int(taus.max())
+        walks = {} if size is None else {level: self._walk(level, size, steps, dtype) for level in levels}
+        for k in range(steps):
             active = None if k < taus.min() else self._tensor((k < taus)[:, None], dtype)
             rows = {level: next(walks[level]) if walks else self._full(level, dtype) for level in levels}
             yield Batch(rows, active)
 
-    def _walk(self, level: Level, size: int, dtype: torch.dtype) -> Iterator[Rows]:
+    def _walk(self, level: Level, size: int, steps: int, dtype: torch.dtype) -> Iterator[Rows]:
+        """The minibatches of `steps` local steps, those up to the next epoch of any client drawn together."""
         draw, clients, sizes = self.draw, self.held.clients, self.held.levels[level].sizes
         per_epoch = -(-sizes // size)
-        columns = np.arange(min(size, int(sizes.max())))[None, :]
-        orders: dict[int, NDArray[np.int64]] = {}
-        k = 0
-        while True:
-            epochs, places = k // per_epoch, (k % per_epoch)[:, None] * size + columns
-            for epoch in set(epochs.tolist()) - set(orders):
-                purpose = f"{draw.purpose} {level} epoch {epoch}"
-                orders[epoch] = randomness.permutations(draw.seed, clients, draw.round, purpose, sizes)
-            for epoch in [epoch for epoch in orders if epoch < int(epochs.min())]:
-                del orders[epoch]
-            inside = places < sizes[:, None]
-            safe = np.where(inside, places, 0)
-            local = np.empty_like(safe)
-            for epoch, order in orders.items():
-                those = epochs == epoch
-                local[those] = np.take_along_axis(order[those], safe[those], axis=1)
-            yield self._positions(level, local, inside, dtype)
-            k += 1
+        columns = np.arange(min(size, int(sizes.max())))
+        order = np.zeros((len(clients), int(sizes.max())), dtype=np.int64)
+        own, k = np.arange(len(clients))[:, None], 0
+        most = max(1, _AHEAD // (len(clients) * len(columns)))
+        while k < steps:
+            epochs, places = np.divmod(k, per_epoch)
+            new = places == 0
+            order[new, : int(sizes[new].max(initial=0))] = randomness.permutations(
+                draw.seed, clients[new], draw.round, f"{draw.purpose} {level} epoch", sizes[new], laps=epochs[new]
+            )
+            ahead = min(int((per_epoch - places).min()), most, steps - k)
+            batches = places + np.arange(ahead)[:, None]
+            positions = batches[:, :, None] * size + columns
+            inside = positions < sizes[:, None]
+            rows = self._positions(level, order[own, np.where(inside, positions, 0)], inside, dtype)
+            assert rows.index is not None
+            for index, weights in zip(rows.index, rows.weights, strict=True):
+                yield Rows(index, weights)
+            k += ahead
 
     # ---- what does not depend on y ----
 
     def _examples(self, level: Level, rows: Rows) -> Examples:
-        values = self.held.levels[level].values
-        return values if rows.index is None else map_examples(lambda tensor: tensor[rows.index], values)
+        values, index = self.held.levels[level].values, rows.index
+        return values if index is None else map_examples(lambda tensor: _take(tensor, index), values)
 
     def _prepared(self, level: Level, x: Tensor, rows: Rows) -> Examples:
         """Prepared examples for x: once per x for all examples of a common x, then rows are taken from them."""
@@ -198,7 +211,7 @@ class Cohort:
             return flat
 
         def taken() -> Examples:
-            return map_examples(lambda tensor: tensor[index], flat)
+            return map_examples(lambda tensor: _take(tensor, index), flat)
 
         return self._kept((level, True), x, rows, taken) if rows is held.full_rows.get(level) else taken()
 

@@ -30,23 +30,30 @@ def _purpose(purpose: str) -> int:
     return int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
 
 
-def _keys(seed: int, clients: NDArray[np.int64], round: int, purpose: str) -> NDArray[np.uint64]:
+def _keys(
+    seed: int, clients: NDArray[np.int64], round: int, purpose: str, laps: NDArray[np.int64] | int = 0
+) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
         word = _mix(np.asarray([seed], dtype=np.int64).view(np.uint64) + _STEP)
         word = _mix(word ^ np.uint64(_purpose(purpose)))
         word = _mix(word + np.asarray([round + 1], dtype=np.int64).view(np.uint64) * _STEP)
-        return _mix(word + (np.asarray(clients, dtype=np.int64) + 2).view(np.uint64) * _STEP)
+        word = _mix(word + (np.asarray(clients, dtype=np.int64) + 2).view(np.uint64) * _STEP)
+        return _mix(word + np.asarray(laps, dtype=np.int64).astype(np.uint64) * _STEP)
 
 
-def bits(seed: int, clients: NDArray[np.int64], round: int, purpose: str, size: int) -> NDArray[np.uint64]:
+def bits(
+    seed: int, clients: NDArray[np.int64], round: int, purpose: str, size: int, laps: NDArray[np.int64] | int = 0
+) -> NDArray[np.uint64]:
     """`size` random 64-bit words for each client, shape [clients, size].
+
+    laps: how often a client has drawn for this purpose in this round, from 0; one number per client, or one for all.
 
     >>> import numpy as np
     >>> both = bits(0, np.array([3, 7]), 5, "minibatch", 4)
     >>> bool((both[1] == bits(0, np.array([7]), 5, "minibatch", 4)[0]).all())
     True
     """
-    keys = _keys(seed, clients, round, purpose)
+    keys = _keys(seed, clients, round, purpose, laps)
     with np.errstate(over="ignore"):
         counters = np.arange(1, size + 1, dtype=np.uint64) * _STEP
         return _mix(keys[:, None] + counters[None, :])
@@ -64,13 +71,18 @@ def normal(seed: int, clients: NDArray[np.int64], round: int, purpose: str) -> N
 
 
 def permutations(
-    seed: int, clients: NDArray[np.int64], round: int, purpose: str, sizes: NDArray[np.int64]
+    seed: int,
+    clients: NDArray[np.int64],
+    round: int,
+    purpose: str,
+    sizes: NDArray[np.int64],
+    laps: NDArray[np.int64] | int = 0,
 ) -> NDArray[np.int64]:
     """A random order of 0..size-1 for each client, shape [clients, max(sizes)].
 
     Row i starts with a permutation of `range(sizes[i])`; what follows it are the numbers from sizes[i] on.
     """
-    words = bits(seed, clients, round, purpose, int(sizes.max()))
+    words = bits(seed, clients, round, purpose, int(sizes.max(initial=0)), laps)
     words >>= np.uint64(1)
     words[np.arange(words.shape[1])[None, :] >= sizes[:, None]] = np.uint64(2**64 - 1)
     return np.argsort(words, axis=1, kind="stable")
