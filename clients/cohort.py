@@ -267,6 +267,16 @@ class Cohort:
         examples, prepared = self._examples("lower", rows), self._prepared_for_x("lower", x, rows)
         return derivatives.cross_vjp(self.held.problem, x, y, v, examples, prepared, rows.weights)
 
+    def mean_hypergradient(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch) -> Tensor:
+        """The p_i-weighted mean of `fx_i - J_i v_i` at a common x and y for rows v [S, dy], shape [dx]."""
+        upper, lower = batch.rows["upper"], batch.rows["lower"]
+        share = self._tensor(self.held.weights / self.held.weights.sum(), x.dtype)[:, None]
+        assert upper.index is not None
+        flat = Rows(upper.index.flatten(), (upper.weights * share).flatten())
+        examples, prepared = self._examples("lower", lower), self._prepared("lower", x, lower)
+        cross = derivatives.cross_vjp_sum(self.held.problem, x, y, v, examples, prepared, lower.weights * share)
+        return self._gradient_x("upper", x, y, flat) - cross
+
     def _prepared_for_x(self, level: Level, x: Tensor, rows: Rows) -> Examples | None:
         """Only a closed form at one common point reads prepared examples when the derivative is in x."""
         return self._prepared(level, x, rows) if x.ndim == 1 and rows.weights.ndim == 1 else None

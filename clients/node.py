@@ -60,16 +60,14 @@ class Node:
         return held
 
     def _sums(self, operation: Operation, held: Held, request: Request) -> tuple[Tensor, ...]:
-        """Per output: sum p_i u_i in float64, from the pooled row or from one row per client."""
+        """Per output: sum p_i u_i in float64, from the mean over the cohort [d] or from one row per client [S, d]."""
         setting = self.setting
         draw = Draw(setting.seed, request.round, operation.name, setting.batch, setting.gradient_batch)
         pooled = operation.linear(request.options)
         with torch.no_grad():
             outputs = operation(Cohort(held, draw, pooled=pooled), request.tensors, request.options)
-        if pooled:
-            return tuple(output.double() * float(held.weights.sum()) for output in outputs)
         weights = torch.as_tensor(held.weights, device=outputs[0].device)
-        return tuple(weights @ output.double() for output in outputs)
+        return tuple(weights @ u.double() if u.ndim == 2 else weights.sum() * u.double() for u in outputs)
 
     def _blame(self, operation: Operation, request: Request, error: Exception) -> ClientFailed:
         where = f"{len(request.clients)} clients together"

@@ -127,3 +127,22 @@ def cross_vjp(
 
     value: Tensor = _rows(single, weights, examples, x, y, v)
     return value
+
+
+def cross_vjp_sum(
+    problem: Problem, x: Tensor, y: Tensor, v: Tensor, examples: Examples, prepared: Examples, weights: Tensor
+) -> Tensor:
+    """`sum_s J_s v_s` at a common x and y for rows v [S, dy] and weights [S, n], shape [dx]."""
+    closed = getattr(problem, "cross_vjp", None)
+    if closed is not None:
+        result: Tensor = closed(x, y, v, examples, prepared, weights)
+        return result
+
+    def slope(x: Tensor) -> Tensor:
+        def row(v: Tensor, e: Examples, w: Tensor) -> Tensor:
+            p = prepare(problem, x, e)
+            return torch.dot(grad(lambda y: _loss(problem, "lower", x, y, p, w))(y), v)
+
+        return torch.as_tensor(vmap(row)(v, examples, weights).sum())
+
+    return torch.as_tensor(grad(slope)(x))

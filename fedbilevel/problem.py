@@ -34,7 +34,8 @@ class Problem(Protocol):
       `lower_gradient_difference(x, y, anchor, prepared, weights)` = gy(x, y) - gy(x, anchor), where weights [..., n]
       holds the weight of each example, x, y, v and anchor may have the same leading dimensions, and the result is
       [..., dy]; and, at one common point, `upper_gradient_x(x, y, examples, prepared, weights)` and
-      `cross_vjp(x, y, v, examples, prepared, weights)` with result [dx].
+      `cross_vjp(x, y, v, examples, prepared, weights)` with result [dx], summed over the rows that weights [S, n] and
+      v [S, dy] may have.
     """
 
     clients: ClientData
@@ -117,10 +118,14 @@ class Ragged:
         """Return the examples of some clients in the order given; all clients in order cost nothing."""
         if len(clients) == len(self.offsets) - 1 and bool((clients == np.arange(len(clients))).all()):
             return self
-        starts, ends = self.offsets[clients], self.offsets[clients + 1]
-        spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
-        return Ragged(map_examples(lambda t: torch.cat([t[a:b] for a, b in spans]), self.values), offsets)
+        starts, sizes = self.offsets[clients], self.sizes_of(clients)
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        rows = torch.from_numpy(np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1]))
+        return Ragged(map_examples(lambda t: t.index_select(0, rows.to(t.device)), self.values), offsets)
+
+    def sizes_of(self, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of examples of these clients."""
+        return self.offsets[clients + 1] - self.offsets[clients]
 
 
 class ClientData:

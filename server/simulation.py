@@ -17,6 +17,7 @@ from fedbilevel.config import RunTable
 from fedbilevel.data import federate
 from fedbilevel.errors import BadInput, NonFinite, RunFailed, unknown
 from fedbilevel.federation import Federation, Population
+from fedbilevel.memory import require
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.problems import build, convert
@@ -26,6 +27,7 @@ from fedbilevel.validation import validated
 from server.algorithm import Algorithm, Entry, State, find, option_names
 from server.checkpoints import Checkpoint
 from server.grids.engines import in_process
+from server.memory import estimate
 from server.options import Options
 
 Row = dict[str, object]
@@ -94,6 +96,8 @@ class Run:
             taus = getattr(options, name, None)
             if isinstance(taus, list) and len(taus) != m:
                 raise BadInput(f"options.{name}", f"{len(taus)} numbers", f"one number for each of the {m} clients")
+        need = estimate(problem, initial(problem, self.seed), options, sample).total
+        require(need, "run", "fewer clients_per_round, or a smaller problem")
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
             raise BadInput("options.indices", f"{len(indices)} indices", f"one per outer iteration, {iterations}")

@@ -101,6 +101,10 @@ def local_hypergradient_steps(
     upper_local_steps: LocalSteps,
 ) -> Tensor:
     """`x_i -= alpha (fx_i - J_i p_i)` with p_i from the client's own Hessian: biased where clients differ."""
+    if upper_local_steps == 1:  # x_i = x for all: no client needs an x of its own
+        batch = next(iter(cohort.batches(1, x.dtype, "upper", "lower")))
+        p = _local_neumann(cohort, x, y, batch, neumann_step, neumann_terms, index)
+        return x - upper_step * cohort.mean_hypergradient(x, y, p, batch)
     x_i = cohort.spread(x)
     for batch in cohort.batches(upper_local_steps, x.dtype, "upper", "lower"):
         p = _local_neumann(cohort, x_i, y, batch, neumann_step, neumann_terms, index)

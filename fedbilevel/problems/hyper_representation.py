@@ -7,6 +7,7 @@ cross-entropy on its validation part (the task of FedNest, section 4; after Fran
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
+from fedbilevel.memory import require
 
 Prepared = dict[str, Tensor]
 
@@ -54,6 +56,8 @@ class HyperRepresentation:
             raise BadInput("problem.l2", l2, "a finite number of at least 0")
         self.activation, self.l2, self.classes = activation, l2, data.classes
         self.widths = [data.features, *hidden]
+        weights = sum(a * b for a, b in pairwise([*self.widths, self.classes]))
+        require(12.0 * 8 * weights, "problem.hidden", "narrower layers")
         self.clients = data.clients.to(dtype)
         self.test_input = torch.as_tensor(data.x_test, dtype=dtype).flatten(1)
         self.test_label = torch.as_tensor(data.y_test)
@@ -63,7 +67,7 @@ class HyperRepresentation:
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Layers uniform in +-1/sqrt(fan in) as in torch.nn.Linear; a zero head."""
         parts = []
-        for fan_in, width in zip(self.widths, self.widths[1:], strict=False):
+        for fan_in, width in pairwise(self.widths):
             bound = fan_in**-0.5
             draw = torch.rand((fan_in + 1) * width, generator=generator, dtype=torch.float64)
             parts.append((2 * draw - 1) * bound)
@@ -73,7 +77,7 @@ class HyperRepresentation:
     def _layers(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return weight [width, fan in] and bias [width] of each layer."""
         layers, start = [], 0
-        for fan_in, width in zip(self.widths, self.widths[1:], strict=False):
+        for fan_in, width in pairwise(self.widths):
             end = start + fan_in * width
             layers.append((x[start:end].view(width, fan_in), x[end : end + width]))
             start = end + width
@@ -187,10 +191,10 @@ class HyperRepresentation:
     def cross_vjp(
         self, x: Tensor, y: Tensor, v: Tensor, examples: Prepared, prepared: Prepared, weights: Tensor
     ) -> Tensor:
-        """`J v` at one common point: d/dphi of r'(V phi + b_v) is W'(diag(p) - p p') u + V'r."""
+        """`J v` at one common point, summed over rows: d/dphi of r'(V phi + b_v) is W'(diag(p) - p p') u + V'r."""
         feature = prepared["feature"]
         p = torch.softmax(self._logits(y, feature), -1)
         residual = p - torch.nn.functional.one_hot(prepared["label"], self.classes)
-        curved = self._softmax_hessian(p, self._logits(v, feature)) * weights[:, None]
-        cotangent = curved @ self._head(y)[0] + (residual * weights[:, None]) @ self._head(v)[0]
-        return self._pullback(x, examples["input"], feature, cotangent)
+        curved = self._softmax_hessian(p, self._logits(v, feature)) * weights.unsqueeze(-1)
+        cotangent = curved @ self._head(y)[0] + (residual * weights.unsqueeze(-1)) @ self._head(v)[0]
+        return self._pullback(x, *(each.flatten(0, -2) for each in (examples["input"], feature, cotangent)))

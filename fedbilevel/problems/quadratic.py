@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbilevel.errors import BadInput
+from fedbilevel.memory import require
 from fedbilevel.problem import ClientData, Ragged
 
 
@@ -69,6 +70,8 @@ class Quadratic:
                 "problem.examples", examples, "an integer of at least 1, or [low, high] with 1 <= low <= high"
             )
         self.dim_x, self.dim_y, self.rho = dim_x, dim_y, rho
+        per_example = 8 * (2 * dim_y**2 + dim_y * dim_x + 2 * dim_y + dim_x)
+        require(3.0 * clients * max(high, 2) * per_example, "problem", "fewer clients or examples, smaller dimensions")
         draw = np.random.Generator(np.random.Philox(seed))
         counts = draw.integers(low, high + 1, size=clients)
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -1,0 +1,85 @@
+"""Peak memory is estimated before a run, and what cannot fit is refused with the estimate."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fedbilevel import memory, simulate
+from fedbilevel.data import federate
+from fedbilevel.errors import BadInput
+from fedbilevel.problems import HyperRepresentation, Quadratic
+from server.algorithm import find
+from server.memory import estimate
+
+PEAK = """
+import resource, torch
+from fedbilevel import simulate
+from fedbilevel.data import federate
+from fedbilevel.problems import HyperRepresentation
+from server.algorithm import find
+from server.memory import estimate
+from server.simulation import initial
+
+problem = HyperRepresentation(federate("digits", clients=40, partition_name="iid"), hidden=[{width}])
+options = {{"upper_local_steps": {steps}, "neumann_terms": 1, "upper_step": 1e-3, "lower_step": 1e-3}}
+simulate(problem, "fednest", iterations=1, neumann_terms=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+simulate(problem, "fednest", iterations=2, **options)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+entry = find("fednest")
+print((after - before) * 1024, estimate(problem, initial(problem, 0), entry.parse(options), None).total)
+"""
+
+
+def test_this_machine_has_memory_left() -> None:
+    assert 2**20 < memory.available() < 2**50
+
+
+def test_what_cannot_fit_is_refused_with_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.require(1000.0, "run", "less")
+    monkeypatch.setattr(memory, "available", lambda: 2**30)
+    with pytest.raises(BadInput, match=r"run: got .*3\.0 GiB.*; allowed: at most the 1\.0 GiB .*: less"):
+        memory.require(3 * 2**30, "run", "less")
+
+
+def test_problems_too_large_to_build_are_refused_before_they_are_built() -> None:
+    with pytest.raises(BadInput, match=r"problem: .*GiB"):
+        Quadratic(clients=10**6, dim_y=1000)
+    with pytest.raises(BadInput, match=r"problem\.hidden: .*GiB"):
+        HyperRepresentation(federate("digits", clients=3, partition_name="iid"), hidden=[10**8])
+
+
+def test_rows_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Quadratic(clients=50, dim_x=2000, dim_y=2, examples=1)
+    monkeypatch.setattr(memory, "available", lambda: 3 * 2**20)
+    with pytest.raises(BadInput, match=r"run: .*GiB"):
+        simulate(problem, "fednest", iterations=1, upper_local_steps=2)
+    simulate(problem, "fednest", iterations=1, upper_local_steps=2, clients_per_round=2)
+    simulate(problem, "fednest", iterations=1, upper_local_steps=1)
+
+
+def test_more_clients_with_a_path_of_their_own_need_more() -> None:
+    problem = Quadratic(clients=30, dim_x=100, dim_y=5)
+    start = problem.initial(torch.Generator())
+    options = find("fednest").parse({"upper_local_steps": 3, "local_steps": 2})
+    sizes = [estimate(problem, start, options, sampled).rows for sampled in (1, 10, None)]
+    assert sizes[1] == pytest.approx(10 * sizes[0])
+    assert sizes[2] == pytest.approx(30 * sizes[0])
+    assert estimate(problem, start, find("fednest").parse({}), None).rows == 0
+
+
+@pytest.mark.parametrize(("width", "steps"), [(2000, 1), (4000, 3)])
+def test_the_estimate_is_of_the_size_of_the_peak(width: int, steps: int) -> None:
+    code = PEAK.format(width=width, steps=steps)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    match = re.fullmatch(r"(\d+) ([\d.e+]+)\n", out)
+    assert match
+    measured, estimated = float(match[1]), float(match[2])
+    assert measured < 1.5 * estimated
+    if steps > 1:
+        assert estimated < 4 * measured
