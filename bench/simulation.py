@@ -1,0 +1,220 @@
+"""What a simulation costs: iterations of FedNest's second figure, populations, memory, start-up, and stock Flower.
+
+Every timing is a median of repeated runs; those of the figure are in compute units measured in the same process.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clients.node import Setting
+from clients.operations.oracles import lower_gradient
+from fedbilevel.config import read
+from fedbilevel.federation import Federation, Population
+from fedbilevel.problem import Problem
+from fedbilevel.problems import Quadratic
+from fedbilevel.results import RunDirectory, read_history
+from fedbilevel.systems import Systems
+from server.experiment import Experiment, Job, Observer, local, plan
+from server.grids.engines import in_process
+from server.simulation import initial
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "experiments" / "configs"
+
+
+def compute_unit() -> Callable[[], object]:
+    """The compute unit: one float32 product 3000x784 @ 784x200."""
+    a, b = torch.randn(3000, 784), torch.randn(784, 200)
+    return lambda: a @ b
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+# ---- one outer iteration of the figure ----
+
+
+def fig2_units(algorithm: str, repeats: int = 25) -> float:
+    """One outer iteration without evaluation over the compute unit, medians of runs that alternate.
+
+    Raises BadInput where there is no MNIST.
+    """
+    job = next(job for job in plan(read(CONFIGS / "fednest_fig2.toml")) if job.label == algorithm)
+    step, unit = _iterations(job), compute_unit()
+    for _ in range(3):
+        step(), unit()
+    pairs = [(_seconds(step), _seconds(unit)) for _ in range(repeats)]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+def _iterations(job: Job) -> Callable[[], None]:
+    """A function that does the next outer iteration of a job."""
+    problem, setup, run = job.setup().problem(), job.setup(), job.run()
+    fed = Federation(
+        local(setup, problem),
+        Population.of(problem.clients),
+        clients_per_round=job.config.run.clients_per_round,
+        batch=setup.batch_size,
+        gradient_batch=setup.gradient_batch_size,
+        systems=Systems(),
+    )
+    state = run.algorithm.init(*initial(problem, job.seed))
+    done = 0
+
+    def step() -> None:
+        nonlocal state, done
+        fed.begin(done)
+        state, done = run.algorithm.step(state, fed), done + 1
+
+    return step
+
+
+# ---- populations ----
+
+
+def _rounds(problem: Problem, sampled: int) -> Callable[[], None]:
+    """A function that does one more round with newly sampled clients."""
+    fed = Federation(in_process(problem, Setting()), Population.of(problem.clients), clients_per_round=sampled)
+    x, y = initial(problem, 0)
+    done = 0
+
+    def call() -> None:
+        nonlocal done
+        fed.begin(done)
+        fed.mean(lower_gradient, x=x + 0, y=y + 0)
+        done += 1
+
+    return call
+
+
+def population_ratio(repeats: int = 400) -> float:
+    """The time of a round with 100,000 registered clients over that with 1,000; 100 sampled."""
+    many, few = (_rounds(Quadratic(clients=m, examples=1), 100) for m in (100_000, 1_000))
+    for _ in range(20):
+        many(), few()
+    pairs = [(_seconds(many), _seconds(few)) for _ in range(repeats)]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+_POPULATION = """
+import resource
+from bench.simulation import _rounds
+from fedbilevel.problems import Quadratic
+problem = Quadratic(clients=100_000, examples=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+call = _rounds(problem, 100)
+for _ in range(200):
+    call()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def population_peak_mb() -> float:
+    """Peak memory of that run beyond the imported libraries and the data, in MB."""
+    return float(_python(_POPULATION))
+
+
+# ---- memory and start-up ----
+
+_DRIFT = """
+from pathlib import Path
+from fedbilevel import simulate
+from fedbilevel.data import federate
+from fedbilevel.problems import HyperRepresentation
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+problem = HyperRepresentation(federate("digits", clients=20), hidden=[32])
+seen = {}
+def observe(row):
+    seen.setdefault(row["round"] // 200, resident())
+simulate(problem, "aggitd", rounds=2200, lower_rounds=5, evaluate_every=200, observe=observe)
+print(seen[11] - seen[1])
+"""
+
+
+def memory_drift_mb() -> float:
+    """Growth of resident memory over 2,000 AggITD rounds after the first 200, in MB."""
+    return float(_python(_DRIFT))
+
+
+_FIRST_ROUND = """
+import os, sys
+from experiments import progress
+def first(self, job, iteration, rounds):
+    os._exit(0)
+progress.Display.stepped = first
+from experiments.cli import main
+main(["run", sys.argv[1], "--out", sys.argv[2]])
+os._exit(1)
+"""
+
+
+def startup_s(repeats: int = 5) -> float:
+    """`fedbilevel run` on digits to its first finished iteration, minus `import torch`, in seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        demo = str(CONFIGS / "demo.toml")
+        runs = [
+            _seconds(lambda k=k: _python(_FIRST_ROUND, demo, f"{folder}/{k}"))  # type: ignore[misc]  # bound now
+            for k in range(repeats)
+        ]
+        imports = [_seconds(lambda: _python("import torch")) for _ in range(repeats)]
+    return statistics.median(runs) - statistics.median(imports)
+
+
+def _python(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300).stdout
+
+
+# ---- stock Flower ----
+
+
+def stock_flower_ratio(rounds: int = 200) -> float:
+    """Wall time of 200 rounds of the demo (aggitd) on Flower's simulation runtime, start-up not counted, over local."""
+    from tests.flower import Flower, stop_all
+
+    demo = (CONFIGS / "demo.toml").read_text()
+    with tempfile.TemporaryDirectory(prefix="fb") as folder:
+        config = Path(folder) / "demo.toml"
+        config.write_text(demo[: demo.index("[algorithms.")] + "[algorithms.aggitd]\nlower_rounds = 5\n")
+        overrides = ["run.seeds=[0]", f"run.rounds={rounds}", "run.evaluate_every=1000000"]
+        here = Experiment(read(config, overrides), RunDirectory.create(f"{folder}/local"), local, Observer())
+        here.run()
+        flower = Flower(Path(folder))
+        try:
+            flower.run(f"config='{config}' set='{'; '.join(overrides)}' out='{folder}/stock'", timeout=550)
+        finally:
+            stop_all(flower.variable)
+        stock, own = (_wall(Path(folder) / name / "history.csv") for name in ("stock", "local"))
+    return stock / own
+
+
+def _wall(history: Path) -> float:
+    last: Any = read_history(history)[-1]["wall_seconds"]
+    return float(last)
+
+
+MEASURES: dict[str, Callable[[], float]] = {
+    "fednest_fig2_units": lambda: fig2_units("fednest"),
+    "aggitd_fig2_units": lambda: fig2_units("aggitd"),
+    "population_ratio": population_ratio,
+    "population_peak_mb": population_peak_mb,
+    "memory_drift_mb": memory_drift_mb,
+    "startup_s": startup_s,
+    "stock_flower_ratio": stock_flower_ratio,
+}
