@@ -1,14 +1,17 @@
 """Engine ray and sweeps: the same history as in one process, whatever dies; and nothing of Ray is left behind."""
 
+import contextlib
 import csv
 import gc
 import json
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
@@ -27,11 +29,10 @@ from torch import Tensor
 
 from clients.node import Setting
 from fedbilevel import simulate
-from fedbilevel.config import Config, check, read
-from fedbilevel.errors import BadInput, ClientFailed, RunFailed
-from fedbilevel.problem import Examples
-from fedbilevel.problems import HyperRepresentation, Quadratic
+from fedbilevel.config import Config, check
 from fedbilevel.data import federate
+from fedbilevel.errors import BadInput, ClientFailed, RunFailed
+from fedbilevel.problems import HyperRepresentation, Quadratic
 from fedbilevel.results import RunDirectory
 from server.experiment import Experiment, Job, Observer, engine, local
 from server.grids.actors import Shares
@@ -53,8 +54,8 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# What makes engines differ if anything does: sampled clients, absent ones, minibatches, local steps, and algorithms that
-# send the same vectors in several rounds of an iteration.
+# What makes engines differ if anything does: sampled clients, absent ones, minibatches, local steps, and algorithms
+# that send the same vectors in several rounds of an iteration.
 PARTIAL: dict[str, Any] = {
     "run": {
         "seeds": [3, 4],
@@ -127,8 +128,12 @@ def identity() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A Ray cluster of two machines on this one: a head with one CPU, which this process has joined, and another with two."""
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    """A Ray cluster of two machines on this one: a head with one CPU, which this process joins, and one with two."""
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "FEDBILEVEL_TEST": uuid.uuid4().hex,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -183,7 +188,7 @@ def test_history_is_that_of_one_process(
 
 
 def test_large_vectors_travel_through_the_object_store(cluster: Cluster) -> None:
-    """x has 784 * 20 numbers, 125 KB: beyond what travels with a message. Each is put there once, for two actors."""
+    """X has 784 * 20 numbers, 125 KB: beyond what travels with a message. Each is put there once, for two actors."""
     problem = HyperRepresentation(federate("digits", clients=4, partition_name="iid"), hidden=[200])
     options: dict[str, Any] = {"iterations": 2, "dtype": "float64", "lower_rounds": 2, "local_steps": 2}
     assert problem.initial(torch.Generator())[0].numel() * 8 > 50_000
@@ -335,3 +340,330 @@ def test_a_machine_killed_in_the_middle_of_each_kind_of_round(
             assert_same(list(map(dict, failed.value.history)), expected.history[:3])
     finally:
         cluster.add_node(num_cpus=2)
+
+
+def test_clients_that_kill_every_actor_end_the_run(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an operation that needs more memory than there is would."""
+    problem = Stalling(tmp_path)
+    (tmp_path / "die").write_text(str(os.getpid()))
+    with grid_of(monkeypatch, Shares(actors=1, threads=1)) as grid:
+        says = r"^aggitd, seed 0, iteration 0: worker 0 of 1 has died 3 times in a row: The actor is dead because"
+        with pytest.raises(RunFailed, match=says):
+            run_with(problem)
+        assert grid.actors.started == 3
+
+
+# --- what goes wrong ---
+
+
+def test_a_failing_client_is_named_as_on_one_process(cluster: Cluster) -> None:
+    failures = []
+    for options in ({}, {"engine": "ray", "workers": 2, "threads": 1}):
+        with pytest.raises(ClientFailed) as failed:
+            simulate(Broken(), "aggitd", iterations=2, **options)
+        failures.append(str(failed.value))
+    says = "aggitd, seed 0, iteration 0: client 4, operation losses, round 0: ValueError: fifty are too many"
+    assert failures == [says, says]
+
+
+class NotHere(Quadratic):
+    """Cannot be made again from what was pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (int, ("no such data on this machine",))
+
+
+class Unpicklable(Quadratic):
+    def __init__(self) -> None:
+        super().__init__(clients=3)
+        self.lock = threading.Lock()
+
+
+def test_a_problem_that_does_not_travel_is_refused(cluster: Cluster) -> None:
+    with opened("ray", workers=1, threads=1) as carrier:
+        with pytest.raises(
+            BadInput, match=r"^problem: got 'Unpicklable'; allowed: an object that can be pickled .*lock"
+        ):
+            carrier(Unpicklable(), Setting())
+        with pytest.raises(RunFailed, match=r"worker 0 cannot take its clients: ValueError: .*no such data"):
+            carrier(NotHere(clients=3), Setting())
+        carrier(Quadratic(clients=3), Setting())
+
+
+def test_unknown_nodes_and_messages_are_bad_input(cluster: Cluster) -> None:
+    with RayGrid(Shares(actors=2, threads=1)) as grid:
+        nodes = grid.get_node_ids()
+        assert len(nodes) == 2
+        assert SERVER_NODE_ID not in nodes
+        hello = [grid.create_message(RecordDict(), "query.hello", node, "") for node in nodes]
+        ids = grid.push_messages(hello)
+        replies = grid.pull_messages(reversed(ids))
+        assert [reply.metadata.src_node_id for reply in replies] == nodes[::-1]
+        assert [reply.metadata.reply_to_message_id for reply in replies] == ids[::-1]
+        with pytest.raises(BadInput, match="message_id"):
+            grid.pull_messages(ids[:1])
+        with pytest.raises(BadInput, match="dst_node_id: got 99"):
+            grid.push_messages([hello[0], Message(RecordDict(), 99, "query.hello")])
+        [reply] = grid.send_and_receive([Message(RecordDict(), nodes[0], "query.unheard")])
+        assert "unheard" in str(reply.error.reason)
+
+
+def test_an_actor_is_given_its_own_clients_alone() -> None:
+    """Examples of others stay here, and numbers of clients and weights are kept."""
+    problem = Quadratic(clients=40, dim_x=8, dim_y=8, examples=(1, 9))
+    part = unpack(pack(restricted(problem, 10, 20)))
+    assert len(pack(restricted(problem, 10, 20))) < len(pack(problem)) / 3
+    assert np.array_equal(part.clients.weights, problem.clients.weights)
+    for level in ("lower", "upper"):
+        whole, held = getattr(problem.clients, level), getattr(part.clients, level)
+        assert np.array_equal(held.sizes, np.where((np.arange(40) >= 10) & (np.arange(40) < 20), whole.sizes, 0))
+        mine = np.array([11, 19, 10])
+        for name, values in whole.take(mine).values.items():
+            assert torch.equal(held.take(mine).values[name], values)
+
+
+@contextmanager
+def listening() -> Iterator[int]:
+    """A port where somebody answers who is not Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_an_address_without_ray_is_refused_within_seconds() -> None:
+    with listening() as port:
+        says = {
+            "127.0.0.1:1": r"host:port of its head, or auto, and nothing answers there \(Connection refused\)$",
+            "no.such.host.invalid:6379": "and nothing answers there",
+            "localhost": "host:port of its head, or auto$",
+            "ray://127.0.0.1:10001": "host:port of its head, or auto$",
+            f"127.0.0.1:{port}": "and what answers there is not Ray$",
+        }
+        code = f"""
+import time
+from fedbilevel import BadInput, simulate
+for address in {list(says)!r}:
+    began = time.monotonic()
+    try:
+        simulate("quadratic", "aggitd", iterations=1, engine="ray", ray_address=address)
+    except BadInput as error:
+        print(error, end="" if time.monotonic() - began < 12 else " - after a long time")
+        print()
+"""
+        lines = script(code).communicate(timeout=100)[0].splitlines()
+    assert len(lines) == len(says)
+    for line, (address, said) in zip(lines, says.items(), strict=True):
+        assert line.startswith(f"ray_address: got {address!r}; allowed: the address of a Ray cluster, ")
+        assert re.search(said, line)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"engine": "rya"}, "engine: got 'rya'; allowed: local, ray"),
+        ({"engine": "ray", "workers": 0}, "workers: got 0"),
+        ({"engine": "ray", "threads": 0}, "threads: got 0"),
+        ({"ray_address": "auto"}, "ray_address: got 'auto'; allowed: nothing, since the engine is local"),
+    ],
+)
+def test_what_an_engine_cannot_use_is_bad_input(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        simulate("quadratic", "aggitd", iterations=1, **options)
+
+
+# --- sweeps ---
+
+
+class Events(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, str, int]] = []
+
+    def started(self, job: Job) -> None:
+        self.all.append(("started", job.label, job.seed))
+
+    def row(self, job: Job, row: dict[str, object]) -> None:
+        self.all.append(("row", job.label, job.seed))
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        self.all.append(("failed" if error else "ended", job.label, job.seed))
+
+
+def test_a_sweep_gives_the_same_history_and_a_failing_run_does_not_stop_it(
+    cluster: Cluster, partial: tuple[Config, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    config, expected = partial
+    tables = config.model_dump(exclude_none=True)
+    tables["algorithms"] = {"diverges": {"algorithm": "memfbo", "lower_step": 1e300}, **tables["algorithms"]}
+    events = Events()
+    sweep = Sweep(check(tables), RunDirectory.create(tmp_path / "out"), events, jobs=2)
+    failures = sweep.run()
+    assert [(job.label, job.seed) for job, _ in failures] == [("diverges", 3), ("diverges", 4)]
+    assert str(failures[0][1]).startswith("diverges, seed 3, iteration")
+    rows = [row for row in sweep.directory.read_history() if row["algorithm"] != "diverges"]
+    assert without_wall_seconds(rows) == without_wall_seconds(expected)
+    for job in sweep.jobs:
+        mine = [kind for kind, *which in events.all if which == [job.label, job.seed]]
+        assert mine[0] == "started"
+        assert mine[-1] == ("failed" if job.label == "diverges" else "ended")
+        assert mine.count("row") == len(sweep.rows[job.label, job.seed])
+    assert (tmp_path / "out" / "summary.csv").exists()
+
+
+def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    tables = {
+        **PARTIAL,
+        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 1500, "evaluate_every": 10},
+        "options": {"upper_step": 0.05},
+        "algorithms": {"memfbo": {}},
+    }
+    config = check(tables)
+    alone = Experiment(config, RunDirectory.create(tmp_path / "alone"), local, Observer())
+    assert alone.run() == []
+
+    class Killer(Observer):
+        def __init__(self) -> None:
+            self.killed: list[int] = []
+
+        def stepped(self, job: Job, iteration: int, rounds: int) -> None:
+            if not self.killed and (tmp_path / "out" / "checkpoints").exists():
+                mine = processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}")
+                self.killed += [pid for pid, command in mine.items() if command.startswith("ray::federation")]
+                for pid in self.killed:
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = Killer()
+    sweep = Sweep(config, RunDirectory.create(tmp_path / "out"), killer, jobs=2)
+    assert sweep.run() == []
+    assert len(killer.killed) == 1
+    assert without_wall_seconds(sweep.history()) == without_wall_seconds(alone.history())
+
+
+# --- nothing is left behind ---
+
+
+def processes_with(variable: str) -> dict[int, str]:
+    """Pid and command of every other process with this NAME=value in its environment."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except OSError:  # it has ended, or is not ours
+            continue
+    return found
+
+
+def script(code: str, **environment: str) -> subprocess.Popen[str]:
+    """Run a script with nothing of this process's Ray."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "FEDBILEVEL_"))}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        env={**kept, **environment},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+FINISHES_AND_FAILS = """
+import os, signal
+from fedbilevel import RunFailed, simulate
+from fedbilevel.problems import Quadratic
+
+class Broken(Quadratic):
+    def lower(self, x, y, examples):
+        if os.getpid() != self.here:
+            raise ValueError("not here")
+        return super().lower(x, y, examples)
+
+print(len(simulate("quadratic", "aggitd", iterations=2, engine="ray", workers=2).history))
+broken = Broken(clients=4)
+broken.here = os.getpid()
+try:
+    simulate(broken, "aggitd", iterations=2, engine="ray", workers=1)
+except RunFailed as error:
+    print(error)
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+
+GOES_ON = """
+import signal
+from fedbilevel.config import check
+from fedbilevel.results import RunDirectory
+from server.experiment import Experiment, Observer, engine
+from server.sweep import Sweep
+
+class Tell(Observer):
+    told = 0
+    def stepped(self, job, iteration, rounds):
+        self.told += 1
+        if self.told == 5:
+            print("runs", flush=True)
+
+run = {"seeds": [0, 1], "iterations": 1000000, "evaluate_every": 100}
+def end(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, end)
+config = check({"run": run, "problem": {"name": "quadratic"}, "algorithms": {"aggitd": {}}})
+out = RunDirectory.create(OUT)
+try:
+    if SWEEP:
+        Sweep(config, out, Tell(), jobs=2).run()
+    else:
+        with engine("ray", workers=2, threads=1) as connect:
+            Experiment(config, out, connect, Tell()).run()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@contextmanager
+def watched(code: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run a script whose processes can be told by a variable; whatever is left in the end is killed by its pid."""
+    mark = f"FEDBILEVEL_TEST={uuid.uuid4().hex}"
+    name, value = mark.split("=")
+    process = script(code, **{name: value})
+    try:
+        yield process, mark
+    finally:
+        for pid in processes_with(mark):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate(timeout=20)
+
+
+def test_a_finished_and_a_failed_run_leave_nothing_and_say_nothing() -> None:
+    with watched(FINISHES_AND_FAILS) as (process, mark):
+        out, _ = process.communicate(timeout=100)
+        assert processes_with(mark) == {}
+    failed = "aggitd, seed 0, iteration 0: client 0, operation losses, round 0: ValueError: not here"
+    assert out.splitlines() == ["3", failed, "True"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "number"),
+    [(False, signal.SIGTERM), (True, signal.SIGINT), (True, signal.SIGKILL)],
+    ids=["engine, SIGTERM", "sweep, Ctrl-C", "sweep, SIGKILL"],
+)
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, sweep: bool, number: signal.Signals) -> None:
+    with watched(f"OUT, SWEEP = {str(tmp_path / 'out')!r}, {sweep}\n{GOES_ON}") as (process, mark):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        assert any("raylet" in command for command in processes_with(mark).values())
+        process.send_signal(number)
+        assert process.stdout.read() == ("" if number == signal.SIGKILL else "interrupted\n")
+        process.wait(30)
+        deadline = time.monotonic() + (40 if number == signal.SIGKILL else 0)  # agents look for their raylet
+        while (left := processes_with(mark)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == {}
+    if number != signal.SIGKILL:
+        with open(tmp_path / "out" / "history.csv") as file:
+            assert list(csv.DictReader(file))

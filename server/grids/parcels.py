@@ -18,11 +18,10 @@ _OURS = frozenset({"fedbilevel", "clients", "server", "experiments"})
 
 def restricted(problem: Problem, first: int, end: int) -> Problem:
     """Return the problem with the examples of the clients first..end-1 alone, if it lets its clients be replaced."""
-    clients = problem.clients.only(first, end)
-    other = copy.copy(problem)
     try:
-        other.clients = clients
-    except AttributeError:  # frozen, or a property
+        other = copy.copy(problem)
+        other.clients = problem.clients.only(first, end)
+    except Exception:  # it is frozen, or has a property of this name, or cannot be copied
         return problem
     return other
 
