@@ -40,7 +40,7 @@ class Decoded:
     def tensor(self, name: str, token: int, held: ArrayRecord) -> Tensor:
         """Return the vector `name`. Raises LookupError if the node does not hold it."""
         if str(token) not in held:
-            raise LookupError(f"vector {name} was sent earlier in this iteration, but the node's context has lost it")
+            raise LookupError(f"vector {name} is not held")
         if token not in self._tensors:
             self._tensors[token] = tensor_from_array(held[str(token)])
         return self._tensors[token]
@@ -50,8 +50,9 @@ def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None)
     """Build a ClientApp whose nodes come from `node_for`.
 
     It answers `query.hello` (which partition is this?) and `query.operate` (a `Request`). The vectors that a node was
-    sent in this outer iteration stay in its Context, so that any process can answer for it; an exception becomes a
-    reply that says what went wrong.
+    sent in this outer iteration stay in its Context, so that any process can answer for it; a node whose Context is
+    lost replies with the names of the vectors that it misses, and is asked again with all of them. An exception becomes
+    a reply that says what went wrong.
 
     decoded_of: where decoded vectors are kept; default: with this app. A runtime that pickles the app for every message
     needs a function of a module, which is pickled by name.
@@ -72,11 +73,21 @@ def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None)
     def operate(message: Message, context: Context) -> Message:
         try:
             content = _packed(_answer(message.content, context, node_for, decoded_of()))
+        except _Missing as missing:
+            content = RecordDict({"missing": ConfigRecord({"vectors": missing.names})})
         except Exception as error:
             content = _failed(error)
         return Message(content, reply_to=message)
 
     return app
+
+
+class _Missing(Exception):
+    """The node does not hold vectors that the server believes it to hold."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
 
 
 def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: Decoded) -> Reply:
@@ -85,6 +96,8 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
     held = _hold(context, session, alive, content.array_records["vectors"])
     decoded.keep(session, alive)
     tokens: dict[str, int] = json.loads(str(record["tokens"]))
+    if missing := [name for name, token in tokens.items() if str(token) not in held]:
+        raise _Missing(missing)
     request = Request(
         operations=tuple(json.loads(str(record["operations"]))),
         clients=_integers(record["clients"]),

@@ -6,6 +6,7 @@ minibatches; vectors x and y are flat, so that the server's algebra is plain vec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -184,6 +185,17 @@ class ClientData:
 
         lower, upper = (Ragged(map_examples(move, level.values), level.offsets) for level in (self.lower, self.upper))
         return ClientData(lower, upper, self.weights)
+
+    def only(self, first: int, end: int) -> ClientData:
+        """Return the same clients with the examples of first..end-1 alone (copies): the others keep number and p_i."""
+
+        def cut(level: Ragged) -> Ragged:
+            a, b = int(level.offsets[first]), int(level.offsets[end])
+            return Ragged(map_examples(lambda t: t[a:b].clone(), level.values), level.offsets.clip(a, b) - a)
+
+        held = copy.copy(self)
+        held.lower, held.upper = cut(self.lower), cut(self.upper)
+        return held
 
     def pooled(self) -> ClientData:
         """Return one client that owns everybody's examples: the same global problem where p_i is by size."""

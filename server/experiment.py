@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedbilevel.setup import Setup
 from fedbilevel.validation import typed, unknown_key
 from server.algorithm import Entry, find, option_names
 from server.checkpoints import Checkpoint, Checkpoints
-from server.grids.engines import in_process
+from server.grids.engines import Carrier, in_process, opened
 from server.options import Options
 from server.simulation import Row, Run, initial, run_one
 
@@ -166,9 +167,24 @@ def _check_indices(job: Job) -> None:
             raise BadInput(f"{job.key('indices')}[{position}]", index, f"an integer from 0 to {N - 1}")
 
 
-def local(setup: Setup, problem: Problem) -> Exchange:
-    """The engine `local`: one node in this process."""
-    return in_process(problem, Setting(setup.seed, setup.batch_size, setup.gradient_batch_size))
+def over(carrier: Carrier) -> Connect:
+    """Let an open engine carry an experiment's runs."""
+
+    def connect(setup: Setup, problem: Problem) -> Exchange:
+        return carrier(problem, Setting(setup.seed, setup.batch_size, setup.gradient_batch_size))
+
+    return connect
+
+
+local: Connect = over(in_process)
+"""The engine `local`: one node in this process."""
+
+
+@contextmanager
+def engine(name: str, **options: Any) -> Iterator[Connect]:
+    """Have an engine while this lasts; options and errors are those of `server.grids.engines.opened`."""
+    with opened(name, **options) as carrier:
+        yield over(carrier)
 
 
 class Experiment:
@@ -212,27 +228,35 @@ class Experiment:
 
         Whatever ends it (Ctrl-C too), all rows so far, the summary and the figures are written.
         """
-        failures: list[tuple[Job, Exception]] = []
+        self.failures: list[tuple[Job, Exception]] = []
         pending = self.pending()
         self.observer.planned(pending)
         try:
             self.write()
-            for job in pending:
-                error: Exception | None = None
-                self.observer.started(job)
-                try:
-                    self._run(job)
-                except RunFailed as failed:
-                    error = failed
-                    failures.append((job, failed))
-                self.write()
-                self.observer.ended(job, error)
+            self._run_all(pending)
         finally:
             self.write()
             self.finish()
-        if not failures:
+        if not self.failures:
             self._checkpoints.remove()
-        return failures
+        return self.failures
+
+    def _run_all(self, jobs: list[Job]) -> None:
+        """Run one job after another."""
+        for job in jobs:
+            error: Exception | None = None
+            self.observer.started(job)
+            try:
+                self._run(job)
+            except RunFailed as failed:
+                error = failed
+            self._ended(job, error)
+
+    def _ended(self, job: Job, error: Exception | None) -> None:
+        if error is not None:
+            self.failures.append((job, error))
+        self.write()
+        self.observer.ended(job, error)
 
     def _checkpoint(self, job: Job) -> Checkpoint | None:
         """Where a job can go on: None if it has to start over. Raises BadInput for a damaged file."""
@@ -245,34 +269,22 @@ class Experiment:
         return checkpoint if made else None
 
     def _run(self, job: Job) -> None:
-        rows, run, setup = self.rows[job.label, job.seed], job.run(), job.setup()
+        setup = job.setup()
         problem = setup.problem()
-        checkpoint = self._checkpoint(job)
-        rows[:] = [row for row in rows if checkpoint and int(str(row["iteration"])) <= checkpoint.iteration]
-        latest: list[Checkpoint] = []
-
-        def observe(row: Row) -> None:
-            rows.append(row)
-            self.observer.row(job, row)
-
-        def keep(checkpoint: Checkpoint) -> None:
-            latest[:] = [checkpoint]
-            if time.monotonic() - self._written >= WRITE_SECONDS:
-                save()
-
-        def save() -> None:
-            self.write()
-            if latest and latest[0].iteration > 0:
-                self._checkpoints.save(f"{job.label}-{job.seed}", latest[0])
-
-        def tick(iteration: int, rounds: int) -> None:
-            self.observer.stepped(job, iteration, rounds)
-
+        record = Record(self, job)
         try:
             exchange = self.connect(setup, problem)
-            run_one(run, problem, exchange, observe=observe, resume=checkpoint, keep=keep, tick=tick)
+            run_one(
+                job.run(),
+                problem,
+                exchange,
+                observe=record.row,
+                resume=record.checkpoint,
+                keep=record.keep,
+                tick=record.tick,
+            )
         finally:
-            save()
+            record.save()
 
     def history(self) -> list[Row]:
         """Every row so far, job by job."""
@@ -286,3 +298,42 @@ class Experiment:
     def finish(self) -> list[dict[str, object]]:
         """Write the summary and the figures from the rows so far; returns the summary's rows."""
         return self.directory.finish(self.history(), self.config.title, self.config.run.targets)
+
+
+class Record:
+    """What is known of a job that goes on: it keeps the experiment's rows and files, and its observer, up to date.
+
+    checkpoint: the latest, from which the job goes on when it begins or has to begin again; None: from its start.
+    """
+
+    def __init__(self, experiment: Experiment, job: Job) -> None:
+        self.job, self._experiment = job, experiment
+        self.checkpoint = experiment._checkpoint(job)
+        self._rows = experiment.rows[job.label, job.seed]
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget the rows after the checkpoint."""
+        end = -1 if self.checkpoint is None else self.checkpoint.iteration
+        self._rows[:] = [row for row in self._rows if int(str(row["iteration"])) <= end]
+
+    def row(self, row: Row) -> None:
+        """Take up a row."""
+        self._rows.append(row)
+        self._experiment.observer.row(self.job, row)
+
+    def tick(self, iteration: int, rounds: int) -> None:
+        """Take note of an iteration."""
+        self._experiment.observer.stepped(self.job, iteration, rounds)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint; files are written unless they were just now."""
+        self.checkpoint = checkpoint
+        if time.monotonic() - self._experiment._written >= WRITE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write history and checkpoint."""
+        self._experiment.write()
+        if self.checkpoint is not None and self.checkpoint.iteration > 0:
+            self._experiment._checkpoints.save(f"{self.job.label}-{self.job.seed}", self.checkpoint)

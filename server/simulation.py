@@ -26,7 +26,7 @@ from fedbilevel.systems import BatchSize, Systems
 from fedbilevel.validation import validated
 from server.algorithm import Algorithm, Entry, State, find, option_names
 from server.checkpoints import Checkpoint
-from server.grids.engines import in_process
+from server.grids.engines import opened
 from server.memory import estimate
 from server.options import Options
 
@@ -229,11 +229,14 @@ def simulate(
     trace: bool = False,
     x0: Tensor | None = None,
     y0: Tensor | None = None,
-    workers: int = 1,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int | None = None,
+    ray_address: str | None = None,
     observe: Callable[[Row], None] = lambda row: None,
     **options: Any,
 ) -> Result:
-    """Simulate one federation in this process.
+    """Simulate one federation.
 
     Parameters
     ----------
@@ -262,8 +265,14 @@ def simulate(
         Keep x, y, hypergradient and rounds of every iteration.
     x0, y0
         A start of your own.
+    engine
+        "local": in this process; "ray": over Ray actors, which receive a copy of the problem (a Ray of its own is
+        started and ended, which takes seconds, unless `ray.init` was called before).
     workers
-        In-process nodes over which the clients are spread; the result does not depend on it.
+        Nodes over which the clients are spread, on which the result does not depend; default: 1, and an actor per CPU
+        on ray.
+    threads, ray_address
+        On ray: torch's threads in each actor (default: CPUs / workers), and the cluster to join, "host:port" or "auto".
     observe
         Receives every history row when it is made.
     options
@@ -300,12 +309,13 @@ def simulate(
     ready = _ready(problem, dtype, table.seeds[0])
     setting = Run(algorithm, table.seeds[0], entry.factory(chosen), table, network)
     setting.check(ready, chosen)
-    exchange = in_process(ready, Setting(setting.seed, setting.batch, setting.gradient_batch), workers)
     start = None
     if x0 is not None or y0 is not None:
         first = initial(ready, setting.seed)
         start = (_start(x0, first[0], "x0"), _start(y0, first[1], "y0"))
-    return run_one(setting, ready, exchange, start=start, observe=observe, trace=trace)
+    with opened(engine, workers=workers, threads=threads, ray_address=ray_address) as carrier:
+        exchange = carrier(ready, Setting(setting.seed, setting.batch, setting.gradient_batch))
+        return run_one(setting, ready, exchange, start=start, observe=observe, trace=trace)
 
 
 def initial(problem: Problem, seed: int) -> tuple[Tensor, Tensor]:

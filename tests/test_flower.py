@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -314,7 +314,8 @@ def test_runs_of_the_same_processes_never_see_each_others_vectors(processes: int
                     run.round(number)
 
 
-def test_two_sessions_by_turns_on_one_grid_are_a_failure_and_no_wrong_number() -> None:
+def test_two_sessions_by_turns_on_one_grid_are_sent_their_vectors_again() -> None:
+    """A node holds the vectors of one session: the other's come again, and no number is wrong."""
     problem = Quadratic(clients=6, examples=2, weights="uniform")
     node = Node(problem, Setting())
     placement = Placement(LocalGrid(make_app(lambda setup: node), 2), 6)
@@ -322,10 +323,9 @@ def test_two_sessions_by_turns_on_one_grid_are_a_failure_and_no_wrong_number() -
     for run in runs:
         run.begin(0)
         run.round(0)
-    runs[0].fed.resample("sample 0")  # whom the first session asked before
-    x, y = runs[0].x, runs[0].y
-    with pytest.raises(ClientFailed, match=r"vector x .*lost"):
-        runs[0].fed.mean(lower_gradient, x=x, y=y)
+    for number in range(4):
+        for run in runs:
+            run.round(number)  # the first time over those whom the session asked before
 
 
 def lower_gradient_request(iteration: int = 0, round_: int = 0) -> Request:
@@ -374,14 +374,38 @@ def test_a_node_holds_only_what_may_still_be_asked_for(tmp_path: Path) -> None:
     assert 1 <= len(decoded_of_process()._tensors) <= 8
 
 
-def test_a_vector_that_the_context_has_lost_is_a_clear_failure() -> None:
+def test_a_node_that_has_lost_its_context_is_sent_all_vectors_again() -> None:
+    """One of two nodes loses its context between two rounds; the other is asked once per round as ever."""
     node = Node(Quadratic(clients=6), Setting())
-    grid = Unpinned(lambda: lambda setup: node, 2, in_turn(2)).grid(2)
+    sent: list[tuple[int, list[str]]] = []
+
+    def watch(message: Message, context: Context) -> Message:
+        if "vectors" in message.content.array_records:
+            sent.append((int(context.node_config["partition-id"]), sorted(message.content.array_records["vectors"])))
+        return make_app(lambda setup: node)(message, context)
+
+    grid = LocalGrid(cast(ClientApp, watch), 2)
     exchange = GridExchange(Placement(grid, 6), "")
-    assert len(exchange(lower_gradient_request())) == 2
-    for context in grid._contexts.values():
-        context.state = RecordDict()
-    with pytest.raises(ClientFailed, match=r"^clients 0 to 2, operation lower_gradient, round 7: .*vector x .*lost"):
+    before = exchange(lower_gradient_request())
+    grid._contexts[grid.get_node_ids()[1]].state = RecordDict()
+    sent.clear()
+    after = exchange(lower_gradient_request(round_=1))
+    assert sent == [(0, []), (1, []), (1, ["0", "1"])]
+    assert exchange(lower_gradient_request(round_=2))
+    assert sent[3:] == [(0, []), (1, [])]
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one.sums[0][0], other.sums[0][0])
+
+
+def test_a_node_that_loses_whatever_it_is_sent_is_a_clear_failure() -> None:
+    def forgetful(message: Message, context: Context) -> Message:
+        if "vectors" in message.content.array_records:
+            message.content["vectors"] = ArrayRecord()
+        return make_app(lambda setup: Node(Quadratic(clients=6), Setting()))(message, context)
+
+    exchange = GridExchange(Placement(LocalGrid(cast(ClientApp, forgetful), 2), 6), "")
+    says = "^clients 0 to 2, operation lower_gradient, round 7: the node has lost what it was just sent: x, y$"
+    with pytest.raises(ClientFailed, match=says):
         exchange(lower_gradient_request(round_=7))
 
 

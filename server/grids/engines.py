@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from clients.app import make_app
 from clients.node import Node, Setting
-from fedbilevel.errors import BadInput
+from fedbilevel.errors import BadInput, unknown
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from server.grids.exchange import GridExchange, Placement
@@ -12,8 +16,58 @@ from server.grids.local import LocalGrid
 
 ENGINES: dict[str, str] = {
     "local": "in this process, over a Flower Grid without daemons: a laptop, a debugger, tests",
+    "ray": "over a Flower Grid of pinned Ray actors, on this machine or on a cluster: large federations",
 }
 """Engines that `fedbilevel run --engine` knows, one line each. A further engine is a Grid and a row here."""
+
+Carrier = Callable[[Problem, Setting], Exchange]
+"""What an open engine is: it gives the exchange that carries one run's messages."""
+
+
+@contextmanager
+def opened(
+    name: str,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    ray_address: str | None = None,
+    patience: float = 60.0,
+) -> Iterator[Carrier]:
+    """Have an engine while this lasts; nothing of it runs on afterwards.
+
+    Parameters
+    ----------
+    name
+        A name of `ENGINES`.
+    workers
+        Nodes over which the clients are spread: default one on the engine local, and one actor per CPU on ray.
+    threads, cpus, gpus
+        Of each actor on ray: threads of torch (default: CPUs / workers), and what it reserves of a machine.
+    ray_address
+        "host:port" or "auto": join this Ray cluster, and leave it as it is afterwards; default: a Ray of its own.
+    patience
+        Seconds in which Ray has to find room for an actor.
+
+    Raises BadInput for what cannot be used, an address where no Ray answers included; RunFailed without room.
+    """
+    if name not in ENGINES:
+        raise unknown("engine", name, ENGINES)
+    if workers is not None and workers < 1:
+        raise BadInput("workers", workers, "an integer of at least 1")
+    if name == "local":
+        if ray_address is not None:
+            raise BadInput("ray_address", ray_address, "nothing, since the engine is local")
+        yield functools.partial(in_process, workers=workers or 1)
+        return
+    from server.grids.actors import Shares  # the import of ray takes as long as that of torch
+    from server.grids.cluster import connected
+    from server.grids.ray import RayGrid
+
+    shares = Shares(workers, threads, cpus, gpus, patience)
+    with connected(ray_address, cpus=shares.needed), RayGrid(shares) as grid:
+        yield grid.exchange
 
 
 def in_process(problem: Problem, setting: Setting, workers: int = 1) -> Exchange:

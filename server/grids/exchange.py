@@ -21,6 +21,16 @@ from fedbilevel.messages import Reply, Request
 OPERATE, HELLO = "query.operate", "query.hello"
 
 
+def block_ends(clients: int, partitions: int) -> np.ndarray:
+    """Where the contiguous blocks of clients end, one per partition; the first ones are one longer.
+
+    >>> block_ends(8, 3).tolist()
+    [3, 6, 8]
+    """
+    smaller, longer = divmod(clients, partitions)
+    return np.cumsum([smaller + (j < longer) for j in range(partitions)])
+
+
 class Placement:
     """Which node answers for which client: partition j of P holds the j-th of P contiguous blocks of clients."""
 
@@ -28,8 +38,7 @@ class Placement:
         self.grid = grid
         partitions = self._hello(timeout)
         self.nodes = [partitions[j] for j in sorted(partitions)]
-        blocks = np.array_split(np.arange(clients), len(self.nodes))
-        self.ends = np.cumsum([len(block) for block in blocks])
+        self.ends = block_ends(clients, len(self.nodes))
 
     def _hello(self, timeout: float) -> dict[int, int]:
         """Ask every node which partition it is, until all partitions have answered.
@@ -63,8 +72,9 @@ class Placement:
 class GridExchange:
     """An `Exchange` over a Flower Grid for one run.
 
-    A vector is encoded once, and sent to a node once per outer iteration. Replies are returned in client order,
-    whatever order they come in. Every exchange is a session of its own: nodes keep nothing from one to the next.
+    A vector is encoded once, and sent to a node once per outer iteration; a node that has lost its context (the process
+    that answered for it has died) is asked again with every vector of the request. Replies are returned in client
+    order, whatever order they come in. Every exchange is a session of its own: nodes keep nothing from one to the next.
     """
 
     def __init__(self, placement: Placement, setup: str) -> None:
@@ -78,6 +88,20 @@ class GridExchange:
         if request.iteration != self._iteration:
             self._iteration, self._held = request.iteration, {}
         self._encoded = {token: array for token, array in self._encoded.items() if token in request.alive}
+        parts = self._placement.split(request.clients)
+        replies = self._ask(request, parts)
+        if forgetful := [(node, clients) for node, clients in parts if _missing(replies[node])]:
+            for node, _ in forgetful:
+                self._held[node] = set()
+            replies |= self._ask(request, forgetful)
+            for node, clients in forgetful:
+                if names := _missing(replies[node]):
+                    where = f"{_span(clients)}, {_what(request)}"
+                    raise ClientFailed(f"{where}: the node has lost what it was just sent: {', '.join(names)}")
+        return [_unpacked(replies[node]) for node, _ in parts]
+
+    def _ask(self, request: Request, parts: list[tuple[int, np.ndarray]]) -> dict[int, Message]:
+        """Return each node's reply. Raises ClientFailed for one that says what went wrong, or that does not come."""
         common: dict[str, Any] = {
             "session": self._session,
             "setup": self._setup,
@@ -88,25 +112,24 @@ class GridExchange:
             "iteration": request.iteration,
             "round": request.round,
         }
-        parts = self._placement.split(request.clients)
         messages = []
         for node, clients in parts:
             record = ConfigRecord({**common, "clients": clients.astype(np.int64).tobytes()})
-            content = RecordDict({"request": record, "vectors": ArrayRecord(self._missing(node, request))})
+            content = RecordDict({"request": record, "vectors": ArrayRecord(self._unsent(node, request))})
             messages.append(_message(content, OPERATE, node))
         by_node = {reply.metadata.src_node_id: reply for reply in _replies(self._placement.grid, messages)}
         for node, clients in parts:
             if node not in by_node:
                 raise ClientFailed(f"{_span(clients)}, {_what(request)}: no reply")
             _raise_error(by_node[node], f"{_span(clients)}, {_what(request)}: ")
-        return [_unpacked(by_node[node]) for node, _ in parts]
+        return by_node
 
-    def _missing(self, node: int, request: Request) -> dict[str, Array]:
+    def _unsent(self, node: int, request: Request) -> dict[str, Array]:
         """Return the vectors that a node does not hold yet, by token."""
         held = self._held.setdefault(node, set())
-        missing = {token: request.tensors[name] for name, token in request.tokens.items() if token not in held}
-        held.update(missing)
-        return {str(token): self._encode(token, tensor) for token, tensor in missing.items()}
+        unsent = {token: request.tensors[name] for name, token in request.tokens.items() if token not in held}
+        held.update(unsent)
+        return {str(token): self._encode(token, tensor) for token, tensor in unsent.items()}
 
     def _encode(self, token: int, tensor: Tensor) -> Array:
         if token not in self._encoded:
@@ -130,6 +153,14 @@ def _raise_error(reply: Message, where: str = "") -> None:
     if failed is not None:
         reason = str(failed["reason"])
         raise ClientFailed(_line(reason if failed["located"] else where + reason))
+
+
+def _missing(reply: Message) -> list[str]:
+    """Return the names of the vectors that a node would have needed."""
+    record = reply.content.config_records.get("missing")
+    names = [] if record is None else record["vectors"]
+    assert isinstance(names, list)
+    return [str(name) for name in names]
 
 
 def _line(text: str) -> str:

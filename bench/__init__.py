@@ -1,0 +1,1 @@
+"""Benchmarks: what a round costs on each engine, and what more processes gain."""

@@ -1,0 +1,202 @@
+"""Ray itself: a private one that is started and ended here, or one that is there, joined and left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import ray
+
+from fedbilevel.errors import BadInput, RunFailed
+
+PROBE_SECONDS = 5.0
+"""How long an address may take to answer."""
+
+END_SECONDS = 5.0
+"""How long the processes of a private Ray may take to end by themselves."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def processors() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
+    """Have Ray while this lasts.
+
+    address: None starts a private Ray with at least this many CPUs, and no process of it survives the end; "host:port"
+    or "auto" joins a cluster, which goes on afterwards. A Ray that this process has initialised before is used as it
+    is, and stays.
+
+    Raises BadInput for an address where no Ray answers, RunFailed if a private one does not start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    if address is None:
+        with _folder() as folder, _private({**options, "_temp_dir": folder}, max(cpus, processors())):
+            yield
+    else:
+        _probe(address)
+        with _joined(options, address):
+            yield
+
+
+@contextlib.contextmanager
+def _joined(options: dict[str, Any], address: str) -> Iterator[None]:
+    try:
+        _init(address=address, **options)
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        allowed = f"a Ray cluster that this machine is part of (ray start --address=...), but: {said}"
+        raise BadInput("ray_address", address, allowed) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private(options: dict[str, Any], cpus: int) -> Iterator[None]:
+    try:
+        try:
+            _init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        except Exception as error:
+            raise RunFailed(f"Ray does not start: {type(error).__name__}: {error}") from error
+        yield
+    finally:
+        _end()
+
+
+def _init(**options: Any) -> None:
+    """Call `ray.init` without its noise; it replaces the process's SIGTERM handler, which is put back."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(**options)
+        # Ray prints every death of a worker on the driver's terminal, whatever it is told of logging
+        ray._private.worker.print_to_stdstream = lambda *what, **how: None
+    except BaseException:
+        ray.shutdown()
+        raise
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    """A scratch folder with a short name, since Ray's sockets lie in it."""
+    parent = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="fb-ray-", dir=parent if len(parent) < 30 else "/tmp")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- the end of a private Ray ----
+
+
+def _end() -> None:
+    """Shut Ray down and see that the processes of it are gone; the last resort is to kill them, each by its pid."""
+    node: Any = ray._private.worker._global_node
+    children: list[subprocess.Popen[bytes]] = []
+    if node is not None:
+        children = [info.process for infos in node.all_processes.values() for info in infos]
+    started = _family([child.pid for child in children])
+    ray.shutdown()
+    deadline = time.monotonic() + END_SECONDS
+    while (left := _alive(started, children)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for pid in left:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(1.0)
+
+
+def _alive(started: dict[int, str], children: list[subprocess.Popen[bytes]]) -> list[int]:
+    for child in children:
+        child.poll()  # so that none stays a zombie
+    return [pid for pid, born in started.items() if (stat := _stat(pid)) and stat[1] == born and stat[2] != "Z"]
+
+
+def _family(pids: list[int]) -> dict[int, str]:
+    """Return these processes and all below them, with the times of their births; nothing where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    births: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        if stat := _stat(int(entry.name)):
+            children.setdefault(stat[0], []).append(int(entry.name))
+            births[int(entry.name)] = stat[1]
+    found: dict[int, str] = {}
+    waiting = [pid for pid in pids if pid in births]
+    while waiting:
+        pid = waiting.pop()
+        found[pid] = births[pid]
+        waiting += children.get(pid, [])
+    return found
+
+
+def _stat(pid: int) -> tuple[int, str, str] | None:
+    """Return parent, time of birth and state of a process; None if it is gone."""
+    try:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1]), fields[19], fields[0]
+
+
+# ---- an address ----
+
+
+def _probe(address: str) -> None:
+    """See that something answers as Ray's head would: `ray.init` waits for half a minute. Raises BadInput."""
+    allowed = "the address of a Ray cluster, host:port of its head, or auto"
+    found = address
+    if address == "auto":
+        try:
+            found = str(ray._private.services.canonicalize_bootstrap_address_or_die("auto"))
+        except Exception:
+            raise BadInput("ray_address", address, "a Ray cluster that runs on this machine, and none is") from None
+    host, _, port = found.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise BadInput("ray_address", address, allowed)
+    try:
+        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise BadInput("ray_address", address, f"{allowed}, and nothing answers there ({said})") from None
+    channel = grpc.insecure_channel(found, options=[("grpc.enable_http_proxy", 0)])
+    try:
+        grpc.channel_ready_future(channel).result(PROBE_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise BadInput("ray_address", address, f"{allowed}, and what answers there is not Ray") from None
+    finally:
+        channel.close()
