@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedbilevel.config import Config
     from fedbilevel.results import RunDirectory
     from fedbilevel.results.figure import XAxis
-    from server.experiment import Connect
+    from server.experiment import Experiment
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -37,6 +37,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; the value is TOML, or a plain string."),
 ]
+Engine = Annotated[str | None, typer.Option(help="What carries the messages: see fedbilevel list.")]
+RayAddress = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Join this Ray cluster (or: auto), for --engine ray or --jobs.")
+]
+Jobs = Annotated[int | None, typer.Option(metavar="N", help="Run N algorithms or seeds at a time, as Ray tasks.")]
 
 
 class Command(TyperCommand):
@@ -78,32 +83,41 @@ def run(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder for the results.  [default: runs/NAME-TIME]")
     ] = None,
-    engine: Annotated[str, typer.Option(help="What carries the messages: see fedbilevel list.")] = "local",
+    engine: Engine = None,
+    ray_address: RayAddress = None,
+    jobs: Jobs = None,
 ) -> int:
     """Run every algorithm of a config for every seed."""
+    from experiments.launch import carried
     from fedbilevel.config import read, write
     from server.experiment import check_problem, plan, resolved
 
-    connect = _engine(engine)
-    config = read(config_file, overrides or ())
-    jobs = plan(config)
+    config = carried(read(config_file, overrides or ()), engine, ray_address, jobs)
+    planned = plan(config)
     text = write(resolved(config))
     with busy("looking over the problem"):
-        check_problem(jobs)
+        check_problem(planned)
     directory = _create(out or _unused(config_file.stem))
     directory.write_config(text)
     directory.write_history([])
-    return _execute(config, directory, connect, restore=False)
+    return _execute(config, directory, ray_address, jobs, restore=False)
 
 
 @app.command(cls=Command)
-def resume(folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")]) -> int:
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")],
+    engine: Engine = None,
+    ray_address: RayAddress = None,
+    jobs: Jobs = None,
+) -> int:
     """Go on with a run that was interrupted, where it was."""
+    from experiments.launch import carried
     from fedbilevel.config import read
     from fedbilevel.results import RunDirectory
 
     directory = RunDirectory.open(folder)
-    return _execute(read(directory.config_path), directory, _engine("local"), restore=True)
+    config = carried(read(directory.config_path), engine, ray_address, jobs)
+    return _execute(config, directory, ray_address, jobs, restore=True)
 
 
 @app.command(cls=Command)
@@ -158,16 +172,6 @@ def check(
 # ---- their parts ----
 
 
-def _engine(name: str) -> Connect:
-    from fedbilevel.errors import unknown
-    from server.experiment import local
-    from server.grids.engines import ENGINES
-
-    if name not in ENGINES:
-        raise unknown("--engine", name, ENGINES)
-    return local
-
-
 def _unused(stem: str) -> Path:
     """A folder below runs/ that is not there yet."""
     plain = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -194,15 +198,23 @@ def _of_option(error: Exception) -> Exception:
     return error
 
 
-def _execute(config: Config, directory: RunDirectory, connect: Connect, *, restore: bool) -> int:
+def _execute(
+    config: Config, directory: RunDirectory, ray_address: str | None, jobs: int | None, *, restore: bool
+) -> int:
+    from experiments.launch import launched
+
+    with launched(config, directory, ray_address, jobs) as experiment:
+        return _complete(experiment, restore=restore)
+
+
+def _complete(experiment: Experiment, *, restore: bool) -> int:
     """Run what a run directory still lacks, with the display, and say what came out."""
     from experiments.progress import display
     from experiments.report import print_files, print_summary
     from fedbilevel.results import summarise
-    from server.experiment import Experiment, Observer, check_problem
+    from server.experiment import check_problem
 
-    experiment = Experiment(config, directory, connect, Observer())
-    console = stdout()
+    config, directory, console = experiment.config, experiment.directory, stdout()
     if restore:
         with busy("looking over what is there"):
             experiment.restore()

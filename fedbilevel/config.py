@@ -76,6 +76,16 @@ class DataTable(Strict):
         return dict(self.model_extra or {})
 
 
+class EngineTable(Strict):
+    """The `[engine]` table: what carries the messages, and over how many workers."""
+
+    name: str = Field("local", description="a name of `fedbilevel list`")
+    workers: int | None = Field(None, ge=1, description="nodes; default: 1 on local, one actor per CPU on ray")
+    threads: int | None = Field(None, ge=1, description="torch's threads in each actor; default: CPUs / workers")
+    cpus: float = Field(1.0, gt=0, description="CPUs that an actor reserves")
+    gpus: float = Field(0.0, ge=0, description="GPUs that an actor reserves")
+
+
 class Config(Strict):
     """A whole config: every algorithm of `[algorithms]` runs once for every seed."""
 
@@ -84,6 +94,7 @@ class Config(Strict):
     problem: ProblemTable
     data: DataTable | None = None
     systems: Systems = Systems()
+    engine: EngineTable = EngineTable()
     options: dict[str, Any] = Field(default_factory=dict, description="for every algorithm that takes them")
     algorithms: dict[str, dict[str, Any]] = Field(min_length=1)
 
