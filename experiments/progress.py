@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -26,71 +27,80 @@ LINE_SECONDS = 10.0
 Clock = Callable[[], float]
 
 
+class Pace:
+    """How fast one job goes: what it has done since it was first heard of, which after a resume is late."""
+
+    def __init__(self, label: str, clock: Clock) -> None:
+        self.label, self._clock = label, clock
+        self._began = self._first = self._latest = clock()
+        self._at_first: float | None = None
+        self._fraction = 0.0
+
+    def reach(self, fraction: float) -> None:
+        """The job has done this share of its work."""
+        self._latest, self._fraction = self._clock(), fraction
+        if self._at_first is None:
+            self._first, self._at_first = self._latest, fraction
+
+    def elapsed(self) -> float:
+        """Seconds since the job began."""
+        return self._clock() - self._began
+
+    def whole(self) -> float | None:
+        """Seconds that the job takes from beginning to end; None while nothing is known."""
+        done = self._fraction - (self._at_first or 0.0)
+        return (self._latest - self._first) / done if done > 0 else None
+
+    def left(self, usual: float) -> float:
+        """Seconds until it ends, if it takes `usual` seconds in all unless its own pace is known."""
+        since = self._clock() - self._latest if self._fraction else 0.0
+        return max((self.whole() or usual) * (1.0 - self._fraction) - since, 0.0)
+
+
 class Estimate:
     """How long the jobs take: a job's pace while it runs, and the times of finished jobs for those to come.
 
     >>> now = [0.0]
     >>> estimate = Estimate(["a", "a"], lambda: now[0])
-    >>> estimate.start("a"); estimate.reach(0.0); now[0] = 10.0; estimate.reach(0.5)
+    >>> pace = estimate.start("a"); pace.reach(0.0); now[0] = 10.0; pace.reach(0.5)
     >>> estimate.left()
     30.0
     """
 
     def __init__(self, labels: list[str], clock: Clock = time.monotonic) -> None:
-        self._clock = clock
+        self._clock, self._began = clock, clock()
         self._waiting = list(labels)
+        self._running: list[Pace] = []
         self._known: dict[str, list[float]] = {}
-        self._label = ""
-        self._began = self._job_began = clock()
-        self._first = self._latest = 0.0
-        self._fraction_at_first: float | None = None
-        self._fraction = 0.0
 
-    def start(self, label: str) -> None:
+    def start(self, label: str) -> Pace:
         """A job begins."""
         self._waiting.remove(label)
-        self._label, self._job_began = label, self._clock()
-        self._fraction_at_first, self._fraction = None, 0.0
+        self._running.append(Pace(label, self._clock))
+        return self._running[-1]
 
-    def reach(self, fraction: float) -> None:
-        """The job has done this share of its work; the first call may come late, after a resume."""
-        self._latest, self._fraction = self._clock(), fraction
-        if self._fraction_at_first is None:
-            self._first, self._fraction_at_first = self._latest, fraction
-
-    def end(self) -> None:
-        """The job is over."""
-        if (whole := self._whole()) is not None:
-            self._known.setdefault(self._label, []).append(whole)
-        self._label = ""
+    def end(self, pace: Pace) -> None:
+        """A job is over."""
+        self._running.remove(pace)
+        if (whole := pace.whole()) is not None:
+            self._known.setdefault(pace.label, []).append(whole)
 
     def elapsed(self) -> float:
         """Seconds since the first job began to be prepared."""
         return self._clock() - self._began
 
-    def job_elapsed(self) -> float:
-        """Seconds since the current job began."""
-        return self._clock() - self._job_began
-
-    def _whole(self) -> float | None:
-        """Return what the current job takes from beginning to end."""
-        done = self._fraction - (self._fraction_at_first or 0.0)
-        return (self._latest - self._first) / done if done > 0 else None
-
     def left(self) -> float | None:
-        """Seconds until the last job ends; None while nothing is known."""
+        """Seconds until the last job ends, if as many run at a time as now; None while nothing is known."""
         known = {label: sum(times) / len(times) for label, times in self._known.items()}
-        whole = self._whole() if self._label else None
-        if whole is not None:
-            known.setdefault(self._label, whole)
+        for pace in self._running:
+            if (whole := pace.whole()) is not None:
+                known.setdefault(pace.label, whole)
         if not known:
             return None
         usual = sum(known.values()) / len(known)
-        current = 0.0
-        if self._label:
-            whole = known[self._label] if whole is None and self._label in known else (whole or usual)
-            current = max(whole * (1.0 - self._fraction) - (self._clock() - self._latest) * bool(self._fraction), 0.0)
-        return current + sum(known.get(label, usual) for label in self._waiting)
+        current = [pace.left(known.get(pace.label, usual)) for pace in self._running]
+        waiting = sum(known.get(label, usual) for label in self._waiting)
+        return max([(sum(current) + waiting) / max(len(current), 1), *current])
 
 
 def duration(seconds: float) -> str:
@@ -113,15 +123,44 @@ def measure(row: Row) -> str:
     return f"upper loss {float(str(row['upper_loss'])):.5g}"
 
 
+@dataclass
+class Running:
+    """A job that runs: how far it is, and what its last evaluation found."""
+
+    job: Job
+    pace: Pace
+    reached: int = 0
+    found: str = ""
+
+    @property
+    def name(self) -> str:
+        """Algorithm and seed."""
+        return f"{self.job.label}, seed {self.job.seed}"
+
+    @property
+    def count(self) -> str:
+        """How far it is."""
+        return f"{self.reached}/{self.job.goal} {self.job.unit}"
+
+    @property
+    def share(self) -> float:
+        """The share of its work that is done."""
+        return self.reached / self.job.goal
+
+    def reach(self, reached: int) -> None:
+        """It is so far now."""
+        self.reached = min(reached, self.job.goal)
+        self.pace.reach(self.share)
+
+
 class Display(Observer):
-    """What both displays know: which job runs, how far it is, and what its last evaluation found."""
+    """What both displays know: which jobs run, one or several at a time, and how many are done."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self.console, self._clock = console, clock
         self.jobs: list[Job] = []
+        self.running: dict[tuple[str, int], Running] = {}
         self.done = 0
-        self.reached = 0
-        self.found = ""
         self.estimate = Estimate([], clock)
 
     def planned(self, jobs: list[Job]) -> None:
@@ -131,47 +170,38 @@ class Display(Observer):
 
     def started(self, job: Job) -> None:
         """A job begins."""
-        self.reached, self.found = 0, ""
-        self.estimate.start(job.label)
-        self.show(job)
+        self.running[job.label, job.seed] = Running(job, self.estimate.start(job.label))
+        self.show(self.running[job.label, job.seed])
 
     def stepped(self, job: Job, iteration: int, rounds: int) -> None:
         """An outer iteration is done."""
-        self._reach(job, rounds if job.unit == "rounds" else iteration)
-        self.show(job)
+        running = self.running[job.label, job.seed]
+        running.reach(rounds if job.unit == "rounds" else iteration)
+        self.show(running)
 
     def row(self, job: Job, row: Row) -> None:
         """An evaluation is done."""
-        self.found = measure(row)
-        self._reach(job, job.reached(row))
-        self.show(job)
-
-    def _reach(self, job: Job, reached: int) -> None:
-        self.reached = min(reached, job.goal)
-        self.estimate.reach(self.reached / job.goal)
+        running = self.running[job.label, job.seed]
+        running.found = measure(row)
+        running.reach(job.reached(row))
+        self.show(running)
 
     def ended(self, job: Job, error: Exception | None) -> None:
         """A job is done, or failed."""
         self.done += 1
+        ended = self.running.pop((job.label, job.seed), None) or Running(job, self.estimate.start(job.label))
         outcome = "failed at" if error else "done,"
-        facts = [f"{outcome} {self._count(job)} in {duration(self.estimate.job_elapsed())}", self.found]
-        self.estimate.end()
-        self.say(f"[{self.done}/{len(self.jobs)}] {self._name(job)}: {', '.join(filter(None, facts))}", error)
+        facts = [f"{outcome} {ended.count} in {duration(ended.pace.elapsed())}", ended.found]
+        self.estimate.end(ended.pace)
+        self.say(f"[{self.done}/{len(self.jobs)}] {ended.name}: {', '.join(filter(None, facts))}", error)
         self.show(None)
 
-    def show(self, job: Job | None) -> None:
+    def show(self, running: Running | None) -> None:
         """Bring what is shown up to date; None between jobs."""
 
     def say(self, line: str, error: Exception | None) -> None:
         """Print a line that stays."""
         say(self.console, line, "red" if error else "")
-
-    @staticmethod
-    def _name(job: Job) -> str:
-        return f"{job.label}, seed {job.seed}"
-
-    def _count(self, job: Job) -> str:
-        return f"{self.reached}/{job.goal} {job.unit}"
 
     def _left(self) -> str:
         left = self.estimate.left()
@@ -190,47 +220,47 @@ class Lines(Display):
         self._said = self._clock()
         super().started(job)
 
-    def show(self, job: Job | None) -> None:
+    def show(self, running: Running | None) -> None:
         """Print how far the job is, if the last line is old."""
-        if job is None or self._clock() - self._said < LINE_SECONDS:
+        if running is None or self._clock() - self._said < LINE_SECONDS:
             return
         self._said = self._clock()
-        facts = filter(None, [self._count(job), self.found, duration(self.estimate.job_elapsed()), self._left()])
-        self.say(f"{self._name(job)}: {', '.join(facts)}", None)
+        facts = filter(None, [running.count, running.found, duration(running.pace.elapsed()), self._left()])
+        self.say(f"{running.name}: {', '.join(facts)}", None)
 
 
 class Bars(Display):
-    """Two bars on a terminal, that of the current run and that of all runs; runs that end leave a line above."""
+    """Bars on a terminal, one for each run that goes on and one for all; runs that end leave a line above."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(console, clock)
         columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24)]
         columns += [TextColumn("{task.fields[facts]}", markup=False, style="dim")]
         self.progress = Progress(*columns, console=console, refresh_per_second=5, transient=True)
-        self._tasks: dict[str, TaskID] = {}
+        self._own: list[TaskID] = []
+        self._all: TaskID | None = None
 
-    def planned(self, jobs: list[Job]) -> None:
-        """The jobs that will run."""
-        super().planned(jobs)
-        self._tasks = {name: self.progress.add_task("", total=1.0, facts="", visible=False) for name in ("run", "all")}
-
-    def show(self, job: Job | None) -> None:
+    def show(self, running: Running | None) -> None:
         """Move the bars."""
         total = len(self.jobs)
         left = [duration(self.estimate.elapsed()), self._left()]
-        share = self.reached / job.goal if job else 0.0
-        if job is not None:
-            facts = [self._count(job), self.found, *([] if total > 1 else left)]
-            self._update("run", self._name(job), share, facts)
-        description = f"run {min(self.done + 1, total)} of {total}"
+        while len(self._own) < len(self.running):
+            self._own.append(self.progress.add_task("", total=1.0, facts=""))
+        if self._all is None:
+            self._all = self.progress.add_task("", total=1.0, facts="", visible=False)
+        for task, own in zip(self._own, self.running.values(), strict=False):
+            self._update(task, own.name, own.share, [own.count, own.found, *([] if total > 1 else left)])
+        share = sum(own.share for own in self.running.values())
+        last = min(self.done + max(len(self.running), 1), total)
+        description = f"run {last} of {total}"
         if self.done == total:
             description, left = "all runs done", ["writing the summary and the figures"]
         if total > 1:
-            self._update("all", description, (self.done + share) / total, left)
+            self._update(self._all, description, (self.done + share) / total, left)
 
-    def _update(self, name: str, description: str, share: float, facts: list[str]) -> None:
+    def _update(self, task: TaskID, description: str, share: float, facts: list[str]) -> None:
         text = "  ".join(filter(None, facts))
-        self.progress.update(self._tasks[name], description=description, completed=share, facts=text, visible=True)
+        self.progress.update(task, description=description, completed=share, facts=text, visible=True)
 
 
 @contextmanager

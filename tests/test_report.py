@@ -61,21 +61,21 @@ def test_time_left_counts_the_jobs_to_come_at_the_pace_of_their_kind():
     now = [0.0]
     estimate = Estimate(["a", "b", "a"], lambda: now[0])
     assert estimate.left() is None
-    estimate.start("a")
-    estimate.reach(0.0)
+    pace = estimate.start("a")
+    pace.reach(0.0)
     now[0] = 5.0
-    estimate.reach(0.25)  # 20 s for the whole job
+    pace.reach(0.25)  # 20 s for the whole job
     assert estimate.left() == pytest.approx(15 + 20 + 20)
     now[0] = 20.0
-    estimate.reach(1.0)
-    estimate.end()
-    estimate.start("b")
-    estimate.reach(0.5)  # resumed in the middle
+    pace.reach(1.0)
+    estimate.end(pace)
+    pace = estimate.start("b")
+    pace.reach(0.5)  # resumed in the middle
     now[0] = 22.0
-    estimate.reach(0.6)  # again 20 s for the whole job
+    pace.reach(0.6)  # again 20 s for the whole job
     now[0] = 23.0
     assert estimate.left() == pytest.approx(8 - 1 + 20)
-    estimate.end()
+    estimate.end(pace)
     assert estimate.left() == pytest.approx(20)
 
 
