@@ -62,6 +62,8 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(
 
 @pytest.mark.slow
 @pytest.mark.timeout(200)
+# Ray leaves the null devices open that it gives to the processes it starts
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_way_to_run_gives_the_same_history(tmp_path: Path) -> None:
     config = str(written(tmp_path))
     ways = {
