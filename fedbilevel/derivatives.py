@@ -133,7 +133,7 @@ def cross_vjp_sum(
     problem: Problem, x: Tensor, y: Tensor, v: Tensor, examples: Examples, prepared: Examples, weights: Tensor
 ) -> Tensor:
     """`sum_s J_s v_s` at a common x and y for rows v [S, dy] and weights [S, n], shape [dx]."""
-    closed = getattr(problem, "cross_vjp", None)
+    closed = getattr(problem, "cross_vjp_sum", None)
     if closed is not None:
         result: Tensor = closed(x, y, v, examples, prepared, weights)
         return result

@@ -35,8 +35,8 @@ class Problem(Protocol):
       `lower_gradient_difference(x, y, anchor, prepared, weights)` = gy(x, y) - gy(x, anchor), where weights [..., n]
       holds the weight of each example, x, y, v and anchor may have the same leading dimensions, and the result is
       [..., dy]; and, at one common point, `upper_gradient_x(x, y, examples, prepared, weights)` and
-      `cross_vjp(x, y, v, examples, prepared, weights)` with result [dx], summed over the rows that weights [S, n] and
-      v [S, dy] may have.
+      `cross_vjp(x, y, v, examples, prepared, weights)` with result [dx]; and `cross_vjp_sum`, the same summed over rows
+      v [S, dy] with weights [S, n].
     """
 
     clients: ClientData

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,7 +63,12 @@ def rows(folder):
 def process(*arguments, **more):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
     command = [sys.executable, "-m", "experiments.cli", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **more)
+    # a shell without job control lets what it starts in the background ignore Ctrl-C, and children inherit that
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, **more)
+
+
+def heed_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition, seconds=60.0):

@@ -42,5 +42,6 @@ def test_features_are_computed_once_per_x(problem: HyperRepresentation, monkeypa
 
     monkeypatch.setattr(HyperRepresentation, "prepare", counted)
     simulate(problem, "fednest", iterations=3, local_steps=3, evaluate_every=10**6, **STEPS)
-    # two evaluations and three iterations, a lower and an upper part each; the problem is looked over once (4 calls)
-    assert len(calls) <= 4 + 2 * 2 + 3 * 2
+    # two evaluations and three iterations, a lower and an upper part each; before them the problem is looked over (4
+    # calls on one client's examples) and weighed (1)
+    assert len(calls) <= 5 + 2 * 2 + 3 * 2

@@ -198,3 +198,5 @@ class HyperRepresentation:
         curved = self._softmax_hessian(p, self._logits(v, feature)) * weights.unsqueeze(-1)
         cotangent = curved @ self._head(y)[0] + (residual * weights.unsqueeze(-1)) @ self._head(v)[0]
         return self._pullback(x, *(each.flatten(0, -2) for each in (examples["input"], feature, cotangent)))
+
+    cross_vjp_sum = cross_vjp
