@@ -4,7 +4,7 @@ PYTHON ?= $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint check install clean
+.PHONY: demo test lint bench check install clean
 
 install: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 
@@ -20,6 +20,9 @@ demo: install
 
 test: install
 	$(PYTHON) -m pytest
+
+bench: install
+	$(PYTHON) -m bench
 
 check: install
 	$(PYTHON) -m experiments.cli check
