@@ -630,8 +630,8 @@ except KeyboardInterrupt:
 def watched(code: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
     """Run a script whose processes can be told by a variable; whatever is left in the end is killed by its pid.
 
-    Its scratch files lie in a folder with a short name, since Ray's sockets do too. Ray's agents write their titles over
-    the variable: they are told by their ancestors.
+    Its scratch files lie in a folder with a short name, since Ray's sockets do too. Ray's agents write their titles
+    over the variable: they are told by their ancestors.
     """
     scratch = Path(tempfile.mkdtemp(prefix="fb"))
     mark = f"FEDBILEVEL_TEST={uuid.uuid4().hex}"
@@ -650,7 +650,7 @@ def watched(code: str) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
 def test_a_finished_and_a_failed_run_leave_nothing_and_say_nothing() -> None:
     with watched(FINISHES_AND_FAILS) as (process, mark, scratch):
         out, _ = process.communicate(timeout=100)
-        assert list(scratch.iterdir()) == []
+        assert list(scratch.glob("fb-ray-*")) == []
         assert processes_with(mark) == {}
     failed = "aggitd, seed 0, iteration 0: client 0, operation losses, round 0: ValueError: not here"
     assert out.splitlines() == ["3", failed, "True"]
@@ -674,7 +674,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, sweep: bool, number: 
         while (left := set(_alive(started, [])) | set(processes_with(mark))) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert left == set()
-        assert list(scratch.iterdir()) == []
+        assert list(scratch.glob("fb-ray-*")) == []
     if number != signal.SIGKILL:
         with open(tmp_path / "out" / "history.csv") as file:
             assert list(csv.DictReader(file))

@@ -115,7 +115,7 @@ def _folder() -> Iterator[str]:
     """A scratch folder with a short name, since Ray's sockets lie in it."""
     parent = tempfile.gettempdir()
     folder = os.path.realpath(tempfile.mkdtemp(prefix="fb-ray-", dir=parent if len(parent) < 30 else "/tmp"))
-    # a driver that is killed cannot tidy up, and Ray's agents outlive theirs by a minute; Ctrl-C does not reach this one
+    # a driver that is killed cannot tidy up, and Ray's agents outlive it by a minute; Ctrl-C spares the warden
     warden = subprocess.Popen(
         [sys.executable, "-I", "-S", warden_script.__file__, folder], stdin=subprocess.PIPE, start_new_session=True
     )
