@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +22,7 @@ import grpc
 import ray
 
 from fedbilevel.errors import BadInput, RunFailed
+from server.grids import warden as warden_script
 
 PROBE_SECONDS = 5.0
 """How long an address may take to answer."""
@@ -112,11 +114,16 @@ def _init(**options: Any) -> None:
 def _folder() -> Iterator[str]:
     """A scratch folder with a short name, since Ray's sockets lie in it."""
     parent = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="fb-ray-", dir=parent if len(parent) < 30 else "/tmp")
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="fb-ray-", dir=parent if len(parent) < 30 else "/tmp"))
+    # a driver that is killed cannot tidy up, and Ray's agents outlive it by a minute; Ctrl-C spares the warden
+    warden = subprocess.Popen(
+        [sys.executable, "-I", "-S", warden_script.__file__, folder], stdin=subprocess.PIPE, start_new_session=True
+    )
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        warden.communicate()
 
 
 # ---- the end of a private Ray ----
