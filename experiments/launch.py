@@ -11,6 +11,9 @@ from fedbilevel.results import RunDirectory
 from server.experiment import Experiment, Observer, engine
 from server.grids.engines import ENGINES
 
+_TYPED = {"ray_address": "--ray-address", "jobs": "--jobs", "workers": "engine.workers", "threads": "engine.threads"}
+"""What the engines' parameters are called where a person types them."""
+
 
 def carried(config: Config, name: str | None, ray_address: str | None, jobs: int | None) -> Config:
     """Return the config on the engine asked for. Raises BadInput for what does not go together."""
@@ -38,6 +41,17 @@ def launched(
 
     Raises BadInput for an address where no Ray answers, RunFailed for a Ray without room.
     """
+    try:
+        with _launched(config, directory, ray_address, jobs) as experiment:
+            yield experiment
+    except BadInput as error:
+        raise BadInput(_TYPED.get(error.key, error.key), error.value, error.allowed) from error
+
+
+@contextmanager
+def _launched(
+    config: Config, directory: RunDirectory, ray_address: str | None, jobs: int | None
+) -> Iterator[Experiment]:
     if jobs is not None and (jobs > 1 or ray_address is not None):
         from server.sweep import Sweep  # the import of ray takes as long as that of torch
 

@@ -56,7 +56,7 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(
     assert main(arguments) == 2
     assert time.monotonic() - began < 20
     error = capsys.readouterr().err
-    assert "127.0.0.1:1" in error
+    assert error.startswith("fedbilevel: --ray-address: got '127.0.0.1:1'; allowed: ")
     assert error.count("\n") == 1
 
 
