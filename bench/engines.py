@@ -167,7 +167,7 @@ SWEEP = {
 
 def sweep_speedup() -> float:
     """Eight runs two at a time over one after another, one thread each, starting Ray included."""
-    from server.sweep import Sweep
+    from server.grids.sweep import Sweep
 
     config = check(SWEEP)
 

@@ -53,7 +53,7 @@ def _launched(
     config: Config, directory: RunDirectory, ray_address: str | None, jobs: int | None
 ) -> Iterator[Experiment]:
     if jobs is not None and (jobs > 1 or ray_address is not None):
-        from server.sweep import Sweep  # the import of ray takes as long as that of torch
+        from server.grids.sweep import Sweep  # the import of ray takes as long as that of torch
 
         yield Sweep(config, directory, Observer(), jobs=jobs, ray_address=ray_address)
         return

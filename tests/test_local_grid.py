@@ -27,7 +27,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.arrays import array_from_tensor, tensor_from_array
+from clients.app import array_from_tensor, tensor_from_array
 from fedbilevel.errors import BadInput
 from server.grids import flower_internals
 from server.grids.local import LocalGrid

@@ -43,8 +43,8 @@ from server.grids.engines import opened
 from server.grids.flower_internals import SERVER_NODE_ID
 from server.grids.parcels import pack, restricted, unpack
 from server.grids.ray import RayGrid
+from server.grids.sweep import Sweep
 from server.simulation import Result
-from server.sweep import Sweep
 
 pytestmark = [
     pytest.mark.slow,
@@ -599,7 +599,7 @@ import signal
 from fedbilevel.config import check
 from fedbilevel.results import RunDirectory
 from server.experiment import Experiment, Observer, engine
-from server.sweep import Sweep
+from server.grids.sweep import Sweep
 
 class Tell(Observer):
     told = 0

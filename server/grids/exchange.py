@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from pydantic import BaseModel
 from torch import Tensor
 
-from clients.arrays import array_from_tensor, tensor_from_array
+from clients.app import array_from_tensor, tensor_from_array
 from fedbilevel.errors import ClientFailed, RunFailed
 from fedbilevel.messages import Reply, Request
 
