@@ -49,7 +49,11 @@ def file(tmp_path, text=QUADRATIC):
 @pytest.mark.parametrize(
     ("path", "value", "line"),
     [
-        ("rnu", 3, "rnu: got 3; allowed: at the top only algorithms, data, options, problem, run, systems, title "),
+        (
+            "rnu",
+            3,
+            "rnu: got 3; allowed: at the top only algorithms, data, engine, options, problem, run, systems, title ",
+        ),
         ("run", 3, "run: got 3; allowed: a table"),
         ("run", ..., "run: got nothing; allowed: a table (required)"),
         ("run.iteratons", 3, "(did you mean 'iterations'?)"),

@@ -45,6 +45,7 @@ from server.grids.parcels import pack, restricted, unpack
 from server.grids.ray import RayGrid
 from server.grids.sweep import Sweep
 from server.simulation import Result
+from tests.console import heed_ctrl_c
 
 pytestmark = [
     pytest.mark.slow,
@@ -570,6 +571,7 @@ def script(code: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
 
 
