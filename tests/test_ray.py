@@ -46,6 +46,7 @@ from server.grids.ray import RayGrid
 from server.grids.sweep import Sweep
 from server.simulation import Result
 from tests.console import heed_ctrl_c
+from tests.flower import processes_with
 
 pytestmark = [
     pytest.mark.slow,
@@ -545,20 +546,6 @@ def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cl
 
 
 # --- nothing is left behind ---
-
-
-def processes_with(variable: str) -> dict[int, str]:
-    """Pid and command of every other process with this NAME=value in its environment."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if variable.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        except OSError:  # it has ended, or is not ours
-            continue
-    return found
 
 
 def script(code: str, **environment: str) -> subprocess.Popen[str]:
