@@ -93,21 +93,21 @@ class _Missing(Exception):
 
 def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: Decoded) -> Reply:
     record = content.config_records["request"]
-    session, alive = str(record["session"]), set(_integers(record["alive"]).tolist())
+    what = json.loads(str(record["what"]))
+    session, alive, tokens = what["session"], frozenset(what["alive"]), what["tokens"]
     held = _hold(context, session, alive, content.array_records["vectors"])
     decoded.keep(session, alive)
-    tokens: dict[str, int] = json.loads(str(record["tokens"]))
     if missing := [name for name, token in tokens.items() if str(token) not in held]:
         raise _Missing(missing)
     request = Request(
-        operations=tuple(json.loads(str(record["operations"]))),
+        operations=tuple(what["operations"]),
         clients=_integers(record["clients"]),
         tensors={name: decoded.tensor(name, token, held) for name, token in tokens.items()},
         tokens=tokens,
-        options=json.loads(str(record["options"])),
-        iteration=_integer(record["iteration"]),
-        round=_integer(record["round"]),
-        alive=frozenset(alive),
+        options=what["options"],
+        iteration=what["iteration"],
+        round=what["round"],
+        alive=alive,
     )
     return node_for(str(record["setup"])).answer(request)
 
@@ -141,11 +141,6 @@ def _failed(error: Exception) -> RecordDict:
 def _integers(value: object) -> np.ndarray:
     assert isinstance(value, bytes)
     return np.frombuffer(value, dtype=np.int64)
-
-
-def _integer(value: object) -> int:
-    assert isinstance(value, int)
-    return value
 
 
 # ---- a tensor as a Flower `Array`, and back: the one home of the conversion ----

@@ -7,7 +7,7 @@ client's own path needs the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,13 +68,13 @@ class Draw:
 
 @dataclass
 class Held:
-    """The examples of some clients on both levels, and what was prepared from them for the latest x."""
+    """The examples of some clients on both levels, and what was prepared from them for the latest x (and y)."""
 
     problem: Problem
     clients: NDArray[np.int64]
     weights: NDArray[np.float64]
     levels: dict[Level, Ragged]
-    prepared: dict[tuple[Level, bool], tuple[Tensor, Tensor | None, Examples]] = field(default_factory=dict)
+    prepared: dict[tuple[Level, str], tuple[tuple[object, ...], Examples]] = field(default_factory=dict)
     full_rows: dict[Level, Rows] = field(default_factory=dict)
     pooled_rows: dict[Level, Rows] = field(default_factory=dict)
 
@@ -200,54 +200,67 @@ class Cohort:
         values, index = self.held.levels[level].values, rows.index
         return values if index is None else map_examples(lambda tensor: _take(tensor, index), values)
 
-    def _prepared(self, level: Level, x: Tensor, rows: Rows) -> Examples:
-        """Prepared examples for x: once per x for all examples of a common x, then rows are taken from them."""
-        held = self.held
+    def _prepared(self, level: Level, x: Tensor, rows: Rows, y: Tensor | None = None) -> Examples:
+        """Prepared examples for x: once per x for all examples of a common x, then rows are taken from them.
+
+        Linearised at y, where that is common too: once per (x, y) for an operation on all examples. A minibatch takes
+        from what is there already, and does not pay for examples that it does not see.
+        """
+        held, index = self.held, rows.index
         if x.ndim == 2:
-            return self._kept((level, True), x, rows, lambda: self._prepare(level, x, rows))
-        flat = self._kept((level, False), x, Rows(None, rows.weights), lambda: self._prepare(level, x, None))
-        index = rows.index
+            return self._kept((level, "own x"), (x, index), lambda: self._prepare(level, x, rows))
+        everything = index is None or rows is held.full_rows.get(level)
+        key = (level, "x")
+        flat = self._kept(key, (x,), lambda: self._prepare(level, x, None))
+        if y is not None and y.ndim == 1 and (everything or self._has((level, "x y"), (x, y))):
+            prepared, key = flat, (level, "x y")
+            flat = self._kept(key, (x, y), lambda: derivatives.linearise(held.problem, x, y, prepared))
         if index is None:
             return flat
 
         def taken() -> Examples:
             return map_examples(lambda tensor: _take(tensor, index), flat)
 
-        return self._kept((level, True), x, rows, taken) if rows is held.full_rows.get(level) else taken()
+        return self._kept((level, f"rows {key[1]}"), (flat, index), taken) if everything else taken()
 
     def _prepare(self, level: Level, x: Tensor, rows: Rows | None) -> Examples:
         values = self.held.levels[level].values if rows is None else self._examples(level, rows)
         return derivatives.prepare(self.held.problem, x, values)
 
-    def _kept(self, key: tuple[Level, bool], x: Tensor, rows: Rows, make: Any) -> Examples:
+    def _has(self, key: tuple[Level, str], of: tuple[object, ...]) -> bool:
         kept = self.held.prepared.get(key)
-        if kept is None or kept[0] is not x or kept[1] is not rows.index:
-            kept = (x, rows.index, make())
-            self.held.prepared[key] = kept
-        return kept[2]
+        return kept is not None and all(a is b for a, b in zip(kept[0], of, strict=True))
+
+    def _kept(self, key: tuple[Level, str], of: tuple[object, ...], make: Callable[[], Examples]) -> Examples:
+        """The latest value under the key, made anew unless it was made of these very objects."""
+        if not self._has(key, of):
+            self.held.prepared[key] = (of, make())
+        return self.held.prepared[key][1]
 
     # ---- derivatives ----
 
     def lower_gradient(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
         """`gy_i(x, y)`."""
         rows = self._rows("lower", y, batch)
-        return derivatives.gradient_y(self.held.problem, "lower", x, y, self._prepared("lower", x, rows), rows.weights)
+        prepared = self._prepared("lower", x, rows, y)
+        return derivatives.gradient_y(self.held.problem, "lower", x, y, prepared, rows.weights)
 
     def lower_gradient_difference(self, x: Tensor, y: Tensor, anchor: Tensor, batch: Batch | None = None) -> Tensor:
         """`gy_i(x, y) - gy_i(x, anchor)` on the same examples."""
         rows = self._rows("lower", y, batch)
-        prepared = self._prepared("lower", x, rows)
+        prepared = self._prepared("lower", x, rows, anchor)
         return derivatives.gradient_difference(self.held.problem, x, y, anchor, prepared, rows.weights)
 
     def upper_gradient_y(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
         """`fy_i(x, y)`."""
         rows = self._rows("upper", y, batch)
-        return derivatives.gradient_y(self.held.problem, "upper", x, y, self._prepared("upper", x, rows), rows.weights)
+        prepared = self._prepared("upper", x, rows, y)
+        return derivatives.gradient_y(self.held.problem, "upper", x, y, prepared, rows.weights)
 
     def hvp(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None) -> Tensor:
         """`H_i v`."""
         rows = self._rows("lower", y, batch)
-        return derivatives.hvp(self.held.problem, x, y, v, self._prepared("lower", x, rows), rows.weights)
+        return derivatives.hvp(self.held.problem, x, y, v, self._prepared("lower", x, rows, y), rows.weights)
 
     def upper_gradient_x(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
         """`fx_i(x, y)`."""
@@ -258,13 +271,13 @@ class Cohort:
         return self._gradient_x("lower", x, y, self._rows("lower", y, batch))
 
     def _gradient_x(self, level: Level, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        examples, prepared = self._examples(level, rows), self._prepared_for_x(level, x, rows)
+        examples, prepared = self._examples(level, rows), self._prepared_for_x(level, x, y, rows)
         return derivatives.gradient_x(self.held.problem, level, x, y, examples, prepared, rows.weights)
 
     def cross_vjp(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None) -> Tensor:
         """`J_i v` = d/dx <grad_y g_i(x, y), v>."""
         rows = self._rows("lower", y, batch)
-        examples, prepared = self._examples("lower", rows), self._prepared_for_x("lower", x, rows)
+        examples, prepared = self._examples("lower", rows), self._prepared_for_x("lower", x, y, rows)
         return derivatives.cross_vjp(self.held.problem, x, y, v, examples, prepared, rows.weights)
 
     def mean_hypergradient(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch) -> Tensor:
@@ -273,13 +286,13 @@ class Cohort:
         share = self._tensor(self.held.weights / self.held.weights.sum(), x.dtype)[:, None]
         assert upper.index is not None
         flat = Rows(upper.index.flatten(), (upper.weights * share).flatten())
-        examples, prepared = self._examples("lower", lower), self._prepared("lower", x, lower)
+        examples, prepared = self._examples("lower", lower), self._prepared("lower", x, lower, y)
         cross = derivatives.cross_vjp_sum(self.held.problem, x, y, v, examples, prepared, lower.weights * share)
         return self._gradient_x("upper", x, y, flat) - cross
 
-    def _prepared_for_x(self, level: Level, x: Tensor, rows: Rows) -> Examples | None:
+    def _prepared_for_x(self, level: Level, x: Tensor, y: Tensor, rows: Rows) -> Examples | None:
         """Only a closed form at one common point reads prepared examples when the derivative is in x."""
-        return self._prepared(level, x, rows) if x.ndim == 1 and rows.weights.ndim == 1 else None
+        return self._prepared(level, x, rows, y) if x.ndim == 1 and rows.weights.ndim == 1 else None
 
     def losses(self, level: Level, x: Tensor, y: Tensor) -> Tensor:
         """`f_i` or `g_i` averaged over the clients' examples, shape [] or [S]."""

@@ -67,7 +67,11 @@ class Node:
         with torch.no_grad():
             outputs = operation(Cohort(held, draw, pooled=pooled), request.tensors, request.options)
         weights = torch.as_tensor(held.weights, device=outputs[0].device)
-        return tuple(weights @ u.double() if u.ndim == 2 else weights.sum() * u.double() for u in outputs)
+
+        def total(u: Tensor) -> Tensor:
+            return weights @ u.double() if u.ndim == 2 else u.to(torch.float64, copy=True).mul_(weights.sum())
+
+        return tuple(total(u) for u in outputs)
 
     def _blame(self, operation: Operation, request: Request, error: Exception) -> ClientFailed:
         where = f"{len(request.clients)} clients together"

@@ -27,6 +27,12 @@ def prepare(problem: Problem, x: Tensor, examples: Examples) -> Examples:
     return function(x, examples) if x.ndim == 1 else vmap(function)(x, examples)
 
 
+def linearise(problem: Problem, x: Tensor, y: Tensor, prepared: Examples) -> Examples:
+    """What does not depend on a direction, at a common point (x [dx], y [dy])."""
+    function = getattr(problem, "linearise", None)
+    return prepared if function is None else function(x, y, prepared)
+
+
 def _loss(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
     losses: Tensor = getattr(problem, level)(x, y, prepared)
     return (losses * weights).sum()

@@ -30,13 +30,15 @@ class Problem(Protocol):
 
     * `prepare(x, examples) -> prepared` computes what does not depend on y (a representation). It is called once per x;
       `lower` and `upper` then receive its result in place of the examples, and derivatives in x pass through it.
+    * `linearise(x, y, prepared) -> prepared` adds what closed forms share at a common (x, y), whatever the direction
+      (probabilities). It is called once per (x, y); closed forms may receive its result in place of prepared.
     * closed forms, used instead of automatic differentiation: `lower_gradient(x, y, prepared, weights)`,
       `lower_hvp(x, y, v, prepared, weights)`, `upper_gradient_y(x, y, prepared, weights)`,
-      `lower_gradient_difference(x, y, anchor, prepared, weights)` = gy(x, y) - gy(x, anchor), where weights [..., n]
-      holds the weight of each example, x, y, v and anchor may have the same leading dimensions, and the result is
-      [..., dy]; and, at one common point, `upper_gradient_x(x, y, examples, prepared, weights)` and
-      `cross_vjp(x, y, v, examples, prepared, weights)` with result [dx]; and `cross_vjp_sum`, the same summed over rows
-      v [S, dy] with weights [S, n].
+      `lower_gradient_difference(x, y, anchor, prepared, weights)` = gy(x, y) - gy(x, anchor) (prepared may be
+      linearised at the anchor), where weights [..., n] holds the weight of each example, x, y, v and anchor may have
+      the same leading dimensions, and the result is [..., dy]; and, at one common point,
+      `upper_gradient_x(x, y, examples, prepared, weights)` and `cross_vjp(x, y, v, examples, prepared, weights)` with
+      result [dx]; and `cross_vjp_sum`, the same summed over rows v [S, dy] with weights [S, n].
     """
 
     clients: ClientData

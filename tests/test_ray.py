@@ -223,8 +223,8 @@ class Interrupted:
         message = pickle.loads(arguments[0]).message
         if message.metadata.message_type != "query.operate":
             return self._ask(partition, *arguments)
-        request = message.content.config_records["request"]
-        iteration, operations = int(request["iteration"]), json.loads(request["operations"])
+        request = json.loads(message.content.config_records["request"]["what"])
+        iteration, operations = request["iteration"], request["operations"]
         wanted, happen = self.when.get(iteration, ([], print))
         if iteration in self.done or operations != wanted or partition != self.victim():
             return self._ask(partition, *arguments)

@@ -93,20 +93,23 @@ class HyperRepresentation:
         return outputs
 
     def _head(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight [..., classes, width] and bias [..., 1, classes]."""
+        """Return weight [..., classes, width] and bias [..., classes, 1]."""
         width = self.widths[-1]
         weight = y[..., : self.classes * width].unflatten(-1, (self.classes, width))
-        return weight, y[..., self.classes * width :].unsqueeze(-2)
+        return weight, y[..., self.classes * width :].unsqueeze(-1)
 
     def _logits(self, y: Tensor, feature: Tensor) -> Tensor:
+        """The logits [..., classes, n]: with the examples last, a softmax over few classes is vectorised."""
         weight, bias = self._head(y)
-        return feature @ weight.mT + bias
+        return weight @ feature.mT + bias
 
     # ---- the problem ----
 
     def prepare(self, x: Tensor, examples: Prepared) -> Prepared:
-        """The representation of every example: it does not depend on y."""
-        return {"feature": self._activations(x, examples["input"])[-1], "label": examples["label"]}
+        """The representation and the one-hot label [n, classes] of every example: they do not depend on y."""
+        label = examples["label"]
+        onehot = (label.unsqueeze(-1) == torch.arange(self.classes, device=label.device)).to(x.dtype)
+        return {"feature": self._activations(x, examples["input"])[-1], "label": label, "onehot": onehot}
 
     def lower(self, x: Tensor, y: Tensor, examples: Prepared) -> Tensor:
         """Cross-entropy plus l2/2 |y|^2."""
@@ -114,32 +117,38 @@ class HyperRepresentation:
 
     def upper(self, x: Tensor, y: Tensor, examples: Prepared) -> Tensor:
         """Cross-entropy."""
-        return cross_entropy(self._logits(y, examples["feature"]), examples["label"], reduction="none")
+        return cross_entropy(self._logits(y, examples["feature"]).mT, examples["label"], reduction="none")
 
     def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """Loss and accuracy on the server's test set."""
         label = self.test_label.to(x.device)
-        logits = self._logits(y, self._activations(x, self.test_input.to(x.device))[-1])
+        logits = self._logits(y, self._activations(x, self.test_input.to(x.device))[-1]).mT
         return {
             "test_loss": float(cross_entropy(logits, label)),
             "test_accuracy": float((logits.argmax(-1) == label).double().mean()),
         }
 
-    # ---- closed forms, over any leading dimensions ----
+    # ---- closed forms, over any leading dimensions; probabilities and cotangents of logits are [..., classes, n] ----
 
-    def _residual(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Softmax - onehot, [..., n, classes]."""
-        return torch.softmax(logits, -1) - torch.nn.functional.one_hot(label, self.classes)
+    def _residual(self, y: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
+        """Weighted probabilities - onehot."""
+        return (self._probabilities(y, prepared) - prepared["onehot"].mT) * weights.unsqueeze(-2)
 
     @staticmethod
     def _head_gradient(cotangent: Tensor, feature: Tensor) -> Tensor:
-        """Flatten the head's gradient from that of the logits [..., n, classes]."""
-        return torch.cat([(cotangent.mT @ feature).flatten(-2), cotangent.sum(-2)], dim=-1)
+        """Flatten the head's gradient from that of the logits."""
+        return torch.cat([(cotangent @ feature).flatten(-2), cotangent.sum(-1)], dim=-1)
+
+    def linearise(self, x: Tensor, y: Tensor, prepared: Prepared) -> Prepared:
+        """The probabilities of every example, [n, classes], beside what depends on x alone."""
+        return {**prepared, "p": torch.softmax(self._logits(y, prepared["feature"]), -2).mT.contiguous()}
+
+    def _probabilities(self, y: Tensor, prepared: Prepared) -> Tensor:
+        return prepared["p"].mT if "p" in prepared else torch.softmax(self._logits(y, prepared["feature"]), -2)
 
     def upper_gradient_y(self, x: Tensor, y: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """`fy`."""
-        residual = self._residual(self._logits(y, prepared["feature"]), prepared["label"])
-        return self._head_gradient(residual * weights.unsqueeze(-1), prepared["feature"])
+        return self._head_gradient(self._residual(y, prepared, weights), prepared["feature"])
 
     def lower_gradient(self, x: Tensor, y: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """`gy`."""
@@ -148,26 +157,29 @@ class HyperRepresentation:
     def lower_gradient_difference(
         self, x: Tensor, y: Tensor, anchor: Tensor, prepared: Prepared, weights: Tensor
     ) -> Tensor:
-        """`gy(x, y) - gy(x, anchor)`: the labels cancel, and both heads go over the features together."""
-        pair = torch.stack(torch.broadcast_tensors(y, anchor), dim=-2)
-        weight, bias = self._head(pair)  # [..., 2, classes, width], [..., 2, 1, classes]
-        logits = prepared["feature"] @ weight.flatten(-3, -2).mT + bias.flatten(-3)[..., None, :]
-        p = torch.softmax(logits.unflatten(-1, (2, self.classes)), -1)
-        moved = (p[..., 0, :] - p[..., 1, :]) * weights.unsqueeze(-1)
+        """`gy(x, y) - gy(x, anchor)`, prepared linearised at the anchor: the labels cancel."""
+        p = torch.softmax(self._logits(y, prepared["feature"]), -2)
+        moved = (p - self._probabilities(anchor, prepared)) * weights.unsqueeze(-2)
         return self._head_gradient(moved, prepared["feature"]) + self.l2 * weights.sum(-1, keepdim=True) * (y - anchor)
 
     @staticmethod
     def _softmax_hessian(p: Tensor, u: Tensor) -> Tensor:
-        """(diag(p) - p p') u along the last dimension."""
+        """(diag(p) - p p') u over the classes."""
         pu = p * u
-        return pu - p * pu.sum(-1, keepdim=True)
+        return pu - p * pu.sum(-2, keepdim=True)
 
     def lower_hvp(self, x: Tensor, y: Tensor, v: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """`H v`."""
         feature = prepared["feature"]
-        p = torch.softmax(self._logits(y, feature), -1)
-        curved = self._softmax_hessian(p, self._logits(v, feature)) * weights.unsqueeze(-1)
+        p = self._probabilities(y, prepared)
+        curved = self._softmax_hessian(p, self._logits(v, feature)) * weights.unsqueeze(-2)
         return self._head_gradient(curved, feature) + self.l2 * weights.sum(-1, keepdim=True) * v
+
+    def _slope(self, cotangent: Tensor, output: Tensor) -> Tensor:
+        """The cotangent times the derivative of the activation, in one pass over both."""
+        if self.activation == "relu":
+            return torch.ops.aten.threshold_backward(cotangent, output, 0.0)  # type: ignore[no-any-return]
+        return torch.ops.aten.tanh_backward(cotangent, output)  # type: ignore[no-any-return]
 
     def _pullback(self, x: Tensor, inputs: Tensor, feature: Tensor, cotangent: Tensor) -> Tensor:
         """Gradient in x, flat, from the cotangent of the representation [n, width]."""
@@ -175,8 +187,7 @@ class HyperRepresentation:
         outputs = [feature] if len(layers) == 1 else self._activations(x, inputs)
         parts: list[Tensor] = []
         for k in reversed(range(len(layers))):
-            slope = (outputs[k] > 0).to(cotangent.dtype) if self.activation == "relu" else 1 - outputs[k] ** 2
-            delta = cotangent * slope
+            delta = self._slope(cotangent, outputs[k])
             below = outputs[k - 1] if k else inputs
             parts = [(delta.mT @ below).flatten(), delta.sum(0), *parts]
             if k:
@@ -185,18 +196,18 @@ class HyperRepresentation:
 
     def upper_gradient_x(self, x: Tensor, y: Tensor, examples: Prepared, prepared: Prepared, weights: Tensor) -> Tensor:
         """`fx` at one common point."""
-        residual = self._residual(self._logits(y, prepared["feature"]), prepared["label"]) * weights[:, None]
-        return self._pullback(x, examples["input"], prepared["feature"], residual @ self._head(y)[0])
+        residual = self._residual(y, prepared, weights)
+        return self._pullback(x, examples["input"], prepared["feature"], residual.mT @ self._head(y)[0])
 
     def cross_vjp(
         self, x: Tensor, y: Tensor, v: Tensor, examples: Prepared, prepared: Prepared, weights: Tensor
     ) -> Tensor:
         """`J v` at one common point, summed over rows: d/dphi of r'(V phi + b_v) is W'(diag(p) - p p') u + V'r."""
         feature = prepared["feature"]
-        p = torch.softmax(self._logits(y, feature), -1)
-        residual = p - torch.nn.functional.one_hot(prepared["label"], self.classes)
-        curved = self._softmax_hessian(p, self._logits(v, feature)) * weights.unsqueeze(-1)
-        cotangent = curved @ self._head(y)[0] + (residual * weights.unsqueeze(-1)) @ self._head(v)[0]
+        p = self._probabilities(y, prepared)
+        residual = self._residual(y, prepared, weights)
+        curved = self._softmax_hessian(p, self._logits(v, feature)) * weights.unsqueeze(-2)
+        cotangent = curved.mT @ self._head(y)[0] + residual.mT @ self._head(v)[0]
         return self._pullback(x, *(each.flatten(0, -2) for each in (examples["input"], feature, cotangent)))
 
     cross_vjp_sum = cross_vjp

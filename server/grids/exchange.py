@@ -102,19 +102,19 @@ class GridExchange:
 
     def _ask(self, request: Request, parts: list[tuple[int, np.ndarray]]) -> dict[int, Message]:
         """Return each node's reply. Raises ClientFailed for one that says what went wrong, or that does not come."""
-        common: dict[str, Any] = {
+        what = {
             "session": self._session,
-            "setup": self._setup,
-            "operations": json.dumps(request.operations),
-            "tokens": json.dumps(dict(request.tokens)),
-            "alive": np.array(sorted(request.alive), dtype=np.int64).tobytes(),
-            "options": json.dumps(dict(request.options), default=_plain),
+            "operations": request.operations,
+            "tokens": dict(request.tokens),
+            "alive": sorted(request.alive),
+            "options": dict(request.options),
             "iteration": request.iteration,
             "round": request.round,
         }
+        text = json.dumps(what, default=_plain)  # one text: every entry of a record costs, on each of its copies
         messages = []
         for node, clients in parts:
-            record = ConfigRecord({**common, "clients": clients.astype(np.int64).tobytes()})
+            record = ConfigRecord({"setup": self._setup, "what": text, "clients": clients.astype(np.int64).tobytes()})
             content = RecordDict({"request": record, "vectors": ArrayRecord(self._unsent(node, request))})
             messages.append(_message(content, OPERATE, node))
         by_node = {reply.metadata.src_node_id: reply for reply in _replies(self._placement.grid, messages)}
