@@ -16,10 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clients.tasks import TaskBatch
 from fedbilevel import derivatives, randomness
 from fedbilevel.derivatives import Level
 from fedbilevel.problem import Examples, Problem, Ragged, leaves, map_examples
 from fedbilevel.systems import BatchSize, LocalSteps, local_steps
+from fedbilevel.tasks import is_local
 
 _AHEAD = 1 << 19
 """The most positions of minibatches that are drawn before they are used."""
@@ -193,6 +195,18 @@ class Cohort:
             for index, weights in zip(rows.index, rows.weights, strict=True):
                 yield Rows(index, weights)
             k += ahead
+
+    def tasks(self, x: Tensor, count: int, *, fixed: bool = False) -> TaskBatch:
+        """`count` tasks of each client, drawn for this round (fixed: the same in every round), as one batch.
+
+        Every method draws the same tasks for a seed, a client and a round.
+        """
+        problem = self.held.problem
+        assert is_local(problem)
+        round, purpose = (0, "tasks to evaluate") if fixed else (self.draw.round, "tasks")
+        numbers = randomness.uniform(self.draw.seed, self.held.clients, round, purpose, count * problem.draws)
+        drawn = problem.tasks(self.held.levels["lower"], numbers.reshape(len(self), count, problem.draws))
+        return TaskBatch(problem, drawn, x)
 
     # ---- what does not depend on y ----
 

@@ -24,16 +24,20 @@ Weighting = Literal["normalised", "unbiased"]
 
 @dataclass(frozen=True)
 class Population:
-    """What the server knows of its clients: weights p_i and numbers of examples, shape [m] each."""
+    """What the server knows of its clients: weights p_i and numbers of examples, shape [m] each.
+
+    task_sizes: where the lower level is local, the examples of a task's support and query set.
+    """
 
     weights: NDArray[np.float64]
     lower_sizes: NDArray[np.int64]
     upper_sizes: NDArray[np.int64]
+    task_sizes: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, clients: ClientData) -> Population:
+    def of(cls, clients: ClientData, task_sizes: tuple[int, int] | None = None) -> Population:
         """Return the population that owns this data."""
-        return cls(clients.weights, clients.lower.sizes, clients.upper.sizes)
+        return cls(clients.weights, clients.lower.sizes, clients.upper.sizes, task_sizes)
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -146,9 +150,14 @@ class Federation:
         results = [outputs[0] if len(outputs) == 1 else outputs for outputs in means]
         return results[0] if len(results) == 1 else results
 
-    def measure(self, operation: Operation, **vectors: Tensor) -> Tensor:
+    @property
+    def local(self) -> bool:
+        """Whether the lower level is local: every client adapts to tasks of its own."""
+        return self.population.task_sizes is not None
+
+    def measure(self, operation: Operation, **arguments: Any) -> Tensor:
         """The mean of an operation over all clients, for evaluation: not a round, and not counted."""
-        request, tensors = self._request((operation,), vectors, self._everyone)
+        request, tensors = self._request((operation,), arguments, self._everyone)
         outputs = self._sum(self.exchange(request), normalise=True)
         like = next(iter(tensors.values()))
         return outputs[0][0].to(dtype=like.dtype)
@@ -206,7 +215,8 @@ class Federation:
         means: list[tuple[Tensor, ...]],
         down: NDArray[np.float64],
     ) -> None:
-        outputs = [output for outputs in means for output in outputs]
+        counted = zip(operations, means, strict=True)
+        outputs = [output for operation, results in counted for output in results[: len(results) - operation.report]]
         size = sum(output.numel() * output.element_size() for output in outputs)
         count = len(self.sampled)
         self.ledger.rounds += 1
@@ -223,6 +233,9 @@ class Federation:
         """How many examples each sampled client differentiates, gradients counted once and products twice."""
         work = operation.passes(request.options)
         lower, upper = self.population.lower_sizes[self.sampled], self.population.upper_sizes[self.sampled]
+        if work.of_task:
+            support, query = self.population.task_sizes or (0, 0)
+            return np.full(len(self.sampled), support * work.lower + query * work.upper)
         batch = self.gradient_batch if work.steps is None else self.batch
         if batch is not None:
             seen = np.minimum(lower, batch) * work.lower + np.minimum(upper, batch) * work.upper

@@ -49,12 +49,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often an operation differentiates an example of each level, per local step (`steps`: tau, None for none)."""
+    """How often an operation differentiates an example of each level, per local step (`steps`: tau, None for none).
+
+    of_task: the examples are those of a task's support and query set, and all tasks are counted.
+    """
 
     lower: float
     upper: float
     steps: LocalSteps | None
     epochs_of: Level
+    of_task: bool = False
 
 
 class Operation(Protocol):
@@ -78,6 +82,11 @@ class Operation(Protocol):
     @property
     def about(self) -> tuple[str | None, ...]:
         """Per output: the vector at which it starts, if it is an iterate."""
+        ...
+
+    @property
+    def report(self) -> bool:
+        """Whether the last output is not communication, but a report on what the clients saw."""
         ...
 
     def passes(self, options: Options, /) -> Passes:

@@ -6,12 +6,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
 
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.federation import Federation
+from fedbilevel.problem import Problem
+from fedbilevel.tasks import is_local
 from fedbilevel.validation import validated
 from server.options import Options
 
@@ -30,6 +32,7 @@ class State:
 
 
 S = TypeVar("S", bound=State)
+Lower = Literal["global", "local", "any"]
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,36 @@ class Algorithm(Generic[S]):
     """init(x0, y0) is the first state, step(state, federation) one outer iteration.
 
     rounds(index) is the number of communication rounds of an iteration by the paper's formula, where `index` is the
-    random Q or N' of that iteration (None for the fixed sum).
+    random Q or N' of that iteration (None for the fixed sum). evaluate(state, problem, federation) gives the measures
+    of a history row where they depend on how the algorithm adapts; None: the losses at x and y, and the problem's own.
     """
 
     init: Callable[[Tensor, Tensor], S]
     step: Callable[[S, Federation], S]
     rounds: Callable[[int | None], int]
+    evaluate: Callable[[S, Problem, Federation], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: the algorithm's name, one line of what it is, its source, options and factory."""
+    """A row of the table: the algorithm's name, one line of what it is, its source, options and factory.
+
+    lower: the problems that it solves, those with a global lower level, with a local one, or any.
+    """
 
     name: str
     summary: str
     source: str
     options: type[Options]
     factory: Callable[[Any], Algorithm[Any]]
+    lower: Lower = "global"
+
+    def hold(self, problem: Problem, key: str) -> None:
+        """Raises BadInput for a problem that this algorithm does not solve."""
+        kind: Lower = "local" if is_local(problem) else "global"
+        if self.lower not in (kind, "any"):
+            fit = ", ".join(algorithms(kind))
+            raise BadInput(key, self.name, f"for a problem with a {kind} lower level one of {fit}")
 
     def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:
         """Build the algorithm. Raises BadInput, naming the option under `key`, for options it cannot use."""
@@ -68,24 +84,29 @@ _TABLE: dict[str, Entry] = {}
 
 
 def algorithm(
-    name: str, *, source: str, options: type[Options]
+    name: str, *, source: str, options: type[Options], lower: Lower = "global"
 ) -> Callable[[Callable[[Any], Algorithm[Any]]], Callable[[Any], Algorithm[Any]]]:
     """Enter a factory into the table; the first line of its docstring is the summary."""
 
     def enter(factory: Callable[[Any], Algorithm[Any]]) -> Callable[[Any], Algorithm[Any]]:
         summary = (factory.__doc__ or "").strip().splitlines()[0]
-        _TABLE[name] = Entry(name, summary, source, options, factory)
+        _TABLE[name] = Entry(name, summary, source, options, factory, lower)
         return factory
 
     return enter
 
 
-def algorithms() -> Mapping[str, Entry]:
-    """Return every algorithm by name: each file of `server/algorithms` enters its own."""
+def algorithms(lower: Lower = "any") -> Mapping[str, Entry]:
+    """Return every algorithm by name, or those for problems with such a lower level.
+
+    Each file of `server/algorithms` enters its own.
+    """
     package = importlib.import_module("server.algorithms")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"server.algorithms.{module.name}")
-    return dict(sorted(_TABLE.items()))
+    return {
+        name: entry for name, entry in sorted(_TABLE.items()) if "any" in (lower, entry.lower) or lower == entry.lower
+    }
 
 
 def find(name: str, key: str = "algorithm") -> Entry:

@@ -143,6 +143,7 @@ def check_problem(jobs: Iterable[Job]) -> None:
     """Build the problem of every seed and hold every job against it. Raises BadInput."""
     for job in jobs:
         problem = job.setup().problem()
+        job.entry.hold(problem, f"algorithms.{job.label}")
         try:
             job.run().check(problem, job.options)
         except BadInput as error:

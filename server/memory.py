@@ -11,6 +11,7 @@ from torch import Tensor
 from fedbilevel import derivatives
 from fedbilevel.federation import Population
 from fedbilevel.problem import Examples, Problem, leaves
+from fedbilevel.tasks import is_local
 from server.options import Options
 
 _VECTORS = 12
@@ -49,6 +50,10 @@ def estimate(
     data = sum(_bytes(level.values) for level in (problem.clients.lower, problem.clients.upper))
     everyone = float(population.lower_sizes.sum() + population.upper_sizes.sum())
     rows = 0.0
+    if is_local(problem):
+        states = 1 + int(getattr(options, "local_steps", 1))
+        rows += states * sampled * int(getattr(options, "tasks_per_client", 1)) * x.numel() * x.element_size()
+        options = Options()
     local_x = getattr(options, "upper_local_steps", 1) not in (0, 1)
     local_y = getattr(options, "local_steps", 1) != 1
     if local_x or (local_y and not hasattr(options, "upper_local_steps")):

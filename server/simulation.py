@@ -23,6 +23,7 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems import build, convert
 from fedbilevel.problems.build import data_dtype, inspect_problem
 from fedbilevel.systems import BatchSize, Systems
+from fedbilevel.tasks import is_local
 from fedbilevel.validation import validated
 from server.algorithm import Algorithm, Entry, State, find, option_names
 from server.checkpoints import Checkpoint
@@ -126,7 +127,7 @@ def run_one(
     table = run.table
     fed = Federation(
         exchange,
-        Population.of(problem.clients),
+        Population.of(problem.clients, problem.task_sizes if is_local(problem) else None),
         seed=run.seed,
         clients_per_round=table.clients_per_round,
         weighting=table.weighting,
@@ -182,10 +183,10 @@ def run_one(
 
 def _row(run: Run, problem: Problem, fed: Federation, state: State, iteration: int, seconds: float) -> Row:
     """One line of history. Raises NonFinite if a loss is not finite."""
-    upper, lower = fed.measure(losses, x=state.x, y=state.y).tolist()
     try:
-        with torch.no_grad():
-            measures = {name: float(value) for name, value in problem.evaluate(state.x, state.y).items()}
+        measures = _measures(run, problem, fed, state)
+    except RunFailed:
+        raise
     except Exception as error:
         raise RunFailed(f"operation evaluate, round {fed.ledger.rounds}: {type(error).__name__}: {error}") from error
     h = state.hypergradient
@@ -198,8 +199,8 @@ def _row(run: Run, problem: Problem, fed: Federation, state: State, iteration: i
         "downlink_bytes": fed.ledger.downlink_bytes,
         "simulated_seconds": fed.ledger.simulated_seconds,
         "wall_seconds": seconds,
-        "upper_loss": upper,
-        "lower_loss": lower,
+        "upper_loss": measures.pop("upper_loss"),
+        "lower_loss": measures.pop("lower_loss"),
         "test_loss": measures.pop("test_loss", None),
         "test_accuracy": measures.pop("test_accuracy", None),
         "hypergradient_norm": None if h is None else float(torch.linalg.vector_norm(h.double())),
@@ -210,6 +211,15 @@ def _row(run: Run, problem: Problem, fed: Federation, state: State, iteration: i
         if isinstance(value, float) and not np.isfinite(value):
             raise NonFinite(f"operation evaluate, round {fed.ledger.rounds}: {name} is {value}")
     return row
+
+
+def _measures(run: Run, problem: Problem, fed: Federation, state: State) -> dict[str, float]:
+    if run.algorithm.evaluate is not None and is_local(problem):
+        return dict(run.algorithm.evaluate(state, problem, fed))
+    upper, lower = fed.measure(losses, x=state.x, y=state.y).tolist()
+    with torch.no_grad():
+        own = {name: float(value) for name, value in problem.evaluate(state.x, state.y).items()}
+    return own | {"upper_loss": upper, "lower_loss": lower}
 
 
 def simulate(
@@ -307,6 +317,7 @@ def simulate(
     chosen = applicable(plain, entry)
     network = systems if isinstance(systems, Systems) else validated(Systems, dict(systems or {}), "systems")
     ready = _ready(problem, dtype, table.seeds[0])
+    entry.hold(ready, "algorithm")
     setting = Run(algorithm, table.seeds[0], entry.factory(chosen), table, network)
     setting.check(ready, chosen)
     start = None

@@ -153,7 +153,7 @@ def test_iterates_equal_the_reference_and_rounds_the_formula(case: tuple[str, di
 
 
 def test_every_algorithm_is_in_the_table() -> None:
-    assert set(algorithms()) == {name for name, _ in cases()} == set(reference.ALGORITHMS)
+    assert set(algorithms("global")) == {name for name, _ in cases()} == set(reference.ALGORITHMS)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_what_travels(
 
 def test_one_set_of_options_serves_every_algorithm() -> None:
     shared = {**STEPS, "lower_rounds": 2, "neumann_terms": 3, "penalty": 4.0, "local_steps": 2, "barrier": 0.3}
-    for name, entry in algorithms().items():
+    for name, entry in algorithms("global").items():
         own = {key: value for key, value in shared.items() if key in entry.options.model_fields}
         assert own != shared
         together, alone = (run(quadratic(), name, options, iterations=2) for options in (shared, own))

@@ -515,7 +515,7 @@ class Direct:
 
 
 @pytest.mark.parametrize("batch", ["full", 5])
-@pytest.mark.parametrize("name", sorted(algorithms()))
+@pytest.mark.parametrize("name", sorted(algorithms("global")))
 def test_closed_forms_and_prepared_features_change_no_run(name: str, batch: Any) -> None:
     problem = small_digits((3,), "tanh")
     options = {"lower_rounds": 2, "neumann_terms": 2, "local_steps": 2, "upper_local_steps": 2, "upper_step": 0.5}

@@ -358,7 +358,7 @@ def everything(name: str, problem: Any, workers: int, **settings: Any) -> Result
 
 
 @pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
-@pytest.mark.parametrize("name", sorted(algorithms()))
+@pytest.mark.parametrize("name", sorted(algorithms("global")))
 def test_results_do_not_depend_on_the_number_of_workers(name: str, weighting: str) -> None:
     """With minibatches, unequal local steps, and sampled clients of whom not all are there."""
     network = {"spread": 0.5}

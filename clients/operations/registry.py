@@ -22,7 +22,8 @@ class Operation:
     reads: the vectors it needs; options: the keyword options it takes; steps: the option that holds the number of local
     steps; linear_once: with one local step its result is linear in the client's losses; about: its results are iterates
     that start at this vector (an unbiased average acts on the displacement); passes: how often it differentiates an
-    example of each level.
+    example of each level; tasks: it works on tasks of each client's own; report: its last output is for the reader of a
+    history, and not counted as communication.
     """
 
     name: str
@@ -31,11 +32,15 @@ class Operation:
     options: tuple[str, ...]
     steps: str | None
     linear_once: bool
+    tasks: bool
+    report: bool
     about: tuple[str | None, ...]
     passes: Callable[[Mapping[str, Any]], Passes]
 
     def linear(self, options: Mapping[str, Any]) -> bool:
         """Whether the mean of the clients' results is the result for the mean of their losses: it may run pooled."""
+        if self.tasks:
+            return False
         return self.steps is None or (self.linear_once and options[self.steps] == 1)
 
     def __call__(self, cohort: Any, vectors: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[Tensor, ...]:
@@ -56,11 +61,14 @@ def operation(
     steps: str | None = None,
     epochs_of: Level = "lower",
     linear_once: bool = True,
+    tasks: bool = False,
+    report: bool = False,
 ) -> Callable[[Callable[..., Result]], Operation]:
     """Register a function under its name.
 
     lower, upper: gradient evaluations per example of each level (a Hessian or cross product counts 2), per local step
-    where `steps` names the option that holds tau; epochs of local work count the examples of level `epochs_of`.
+    where `steps` names the option that holds tau, or per example of a task's sets for all of its tasks; epochs of local
+    work count the examples of level `epochs_of`.
     """
 
     def amount(count: float | Callable[[Mapping[str, Any]], float], options: Mapping[str, Any]) -> float:
@@ -75,12 +83,15 @@ def operation(
             options=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
             steps=steps,
             linear_once=linear_once,
+            tasks=tasks,
+            report=report,
             about=about if isinstance(about, tuple) else (about,),
             passes=lambda options: Passes(
                 lower=amount(lower, options),
                 upper=amount(upper, options),
                 steps=options[steps] if steps else None,
                 epochs_of=epochs_of,
+                of_task=tasks,
             ),
         )
         made.__dict__["__doc__"] = function.__doc__

@@ -22,9 +22,11 @@ from torch import Tensor
 from fedbilevel import derivatives
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput, unknown
-from fedbilevel.problem import ClientData, Problem, Ragged, map_examples
+from fedbilevel.problem import ClientData, Examples, Problem, Ragged, map_examples
 from fedbilevel.problems.hyper_representation import HyperRepresentation
 from fedbilevel.problems.quadratic import Quadratic
+from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.tasks import TaskProblem, is_local
 from fedbilevel.validation import NOTHING, described, unknown_key
 
 Factory = Callable[..., Problem]
@@ -32,6 +34,7 @@ Factory = Callable[..., Problem]
 PROBLEMS: dict[str, tuple[Factory, str]] = {
     "quadratic": (Quadratic, "heterogeneous quadratics with closed-form y*, hypergradient and x*"),
     "hyper_representation": (HyperRepresentation, "x: representation of an MLP; y: L2-regularised linear head"),
+    "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),
 }
 _GIVEN = ("data", "dtype")
 """Parameters of a factory that the library fills in: the federated data, and the torch dtype of the run."""
@@ -196,6 +199,15 @@ def data_dtype(clients: ClientData) -> torch.dtype | None:
     return found[0] if found else None
 
 
+def _one_task(problem: TaskProblem) -> tuple[tuple[derivatives.Level, Ragged], ...]:
+    """The support and the query set of a first task, as the examples of one client."""
+    held = problem.clients.lower.take(np.array([0]))
+    drawn = problem.tasks(held, np.zeros((1, 1, problem.draws)))
+    sets: tuple[tuple[derivatives.Level, Examples, int], ...]
+    sets = ("lower", drawn.support, problem.task_sizes[0]), ("upper", drawn.query, problem.task_sizes[1])
+    return tuple((level, Ragged(map_examples(lambda t: t[0], part), np.array([0, n]))) for level, part, n in sets)
+
+
 def inspect_problem(problem: Problem, name: str) -> None:
     """Run both losses on one client's examples, and the evaluation; see that they return what the protocol asks for.
 
@@ -225,6 +237,8 @@ def inspect_problem(problem: Problem, name: str) -> None:
     one = np.array([0])
     levels: tuple[tuple[derivatives.Level, Ragged], ...]
     levels = ("lower", problem.clients.lower), ("upper", problem.clients.upper)
+    if is_local(problem):
+        levels = _one_task(problem)
     for level, held in levels:
         ragged = held.take(one)
         n = int(ragged.sizes[0])

@@ -1,0 +1,49 @@
+"""Derivatives of many tasks at once: the losses of a batch of tasks, each at parameters of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedbilevel import derivatives
+from fedbilevel.derivatives import Level
+from fedbilevel.problem import Problem, leaves
+from fedbilevel.tasks import Tasks
+
+
+class TaskBatch:
+    """B tasks of a problem with a local lower level. Parameters are y [B, dy] (or [dy], the same for all tasks).
+
+    Nothing here holds a graph: every derivative is taken by itself, all tasks at once.
+    """
+
+    def __init__(self, problem: Problem, tasks: Tasks, x: Tensor) -> None:
+        self.problem, self.tasks, self.x = problem, tasks, x
+        self.examples = {"lower": tasks.support, "upper": tasks.query}
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def spread(self, vector: Tensor) -> Tensor:
+        """One copy of a common vector per task, [B, d]."""
+        return vector.expand(len(self), -1) if vector.ndim == 1 else vector
+
+    def weights(self, level: Level) -> Tensor:
+        """1/n for each of the n examples of every task, [B, n]."""
+        n = int(leaves(self.examples[level])[0].shape[1])
+        return torch.full((len(self), n), 1.0 / n, dtype=self.x.dtype, device=self.x.device)
+
+    def losses(self, level: Level, y: Tensor) -> Tensor:
+        """`L(y)` or `f(y)` of every task, [B]."""
+        y = self.spread(y)
+        return derivatives.losses(self.problem, level, self.x, y, self.examples[level], self.weights(level))
+
+    def gradient(self, level: Level, y: Tensor) -> Tensor:
+        """`grad L(y)` (level "lower", the support set) or `grad f(y)` (level "upper", the query set), [B, dy]."""
+        y = self.spread(y)
+        return derivatives.gradient_y(self.problem, level, self.x, y, self.examples[level], self.weights(level))
+
+    def hvp(self, y: Tensor, v: Tensor) -> Tensor:
+        """`Hess L(y) v`, [B, dy]."""
+        y, v = self.spread(y), self.spread(v)
+        return derivatives.hvp(self.problem, self.x, y, v, self.examples["lower"], self.weights("lower"))

@@ -1,0 +1,105 @@
+"""What the algorithms with a local lower level share: one round per outer iteration, the x step, and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clients.methods import methods
+from clients.operations.meta import adapted_losses, meta_gradient
+from clients.tasks import TaskBatch
+from fedbilevel.federation import Federation
+from fedbilevel.problem import Problem
+from fedbilevel.tasks import is_local
+from server import options
+from server.algorithm import Algorithm, State
+from server.measures import judge
+
+EVALUATION_CHUNK = 100
+"""Test tasks that are adapted at one time."""
+
+
+class MetaOptions(options.Options):
+    """Options of every algorithm whose lower level is local."""
+
+    upper_step: options.UpperStep = 0.1
+    lower_step: options.LowerStep = 0.1
+    local_steps: Annotated[options.Count, Field(description="K: inner steps of a client on a task")] = 5
+    tasks_per_client: Annotated[options.Count, Field(description="tasks of each client and round")] = 4
+    upper_optimiser: Annotated[
+        Literal["sgd", "adam"], Field(description="how the server steps along the mean meta-gradient")
+    ] = "sgd"
+    evaluation_tasks: Annotated[options.Count, Field(description="unseen tasks of an evaluation")] = 600
+
+    def settings(self) -> dict[str, Any]:
+        """What the clients' method reads of these."""
+        server = ("upper_step", "tasks_per_client", "upper_optimiser", "evaluation_tasks")
+        return {name: value for name, value in self.model_dump().items() if name not in server}
+
+
+@dataclass(frozen=True)
+class MetaState(State):
+    """first, second: the moments of Adam; report: what the clients' method told of the last round, per name."""
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+    steps: int = 0
+    report: Mapping[str, float] | None = None
+
+
+def moved(state: MetaState, h: Tensor, o: MetaOptions) -> MetaState:
+    """The step `x - alpha h`, or a step of Adam (Kingma & Ba, 2015) along h on the server."""
+    if o.upper_optimiser == "sgd":
+        return replace(state, x=state.x - o.upper_step * h, hypergradient=h)
+    t = state.steps + 1
+    first = 0.1 * h if state.first is None else 0.9 * state.first + 0.1 * h
+    second = 0.001 * h * h if state.second is None else 0.999 * state.second + 0.001 * h * h
+    direction = (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
+    x = state.x - o.upper_step * direction
+    return replace(state, x=x, hypergradient=h, first=first, second=second, steps=t)
+
+
+def meta_algorithm(name: str, o: MetaOptions, start: Callable[[Tensor], Tensor] = lambda x: x) -> Algorithm[MetaState]:
+    """The algorithm around a clients' method: x down, the meta-gradient up, x -= alpha * agg; one round.
+
+    start: from the problem's initialisation to the x of this method.
+    """
+    method, settings = methods()[name], o.settings()
+
+    def init(x: Tensor, y: Tensor) -> MetaState:
+        return MetaState(start(x), y)
+
+    def step(state: MetaState, fed: Federation) -> MetaState:
+        h, told = fed.mean(meta_gradient, x=state.x, method=name, settings=settings, tasks=o.tasks_per_client)
+        report = dict(zip(method.reports, told.tolist(), strict=True))
+        return replace(moved(state, h, o), report=report)
+
+    def evaluate(state: MetaState, problem: Problem, fed: Federation) -> dict[str, float]:
+        return evaluated(name, settings, o, state.x, problem, fed) | dict(state.report or {})
+
+    return Algorithm(init, step, lambda index: 1, evaluate)
+
+
+def evaluated(
+    name: str, settings: Mapping[str, Any], o: MetaOptions, x: Tensor, problem: Problem, fed: Federation
+) -> dict[str, float]:
+    """Losses of the clients on a fixed set of their tasks, and measures on unseen tasks, both after adaptation."""
+    assert is_local(problem)
+    method = methods()[name]
+    upper, lower = fed.measure(adapted_losses, x=x, method=name, settings=settings, tasks=o.tasks_per_client).tolist()
+    measures = {"upper_loss": upper, "lower_loss": lower}
+    seen = []
+    with torch.no_grad():
+        for tasks in problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK):
+            batch = TaskBatch(problem, tasks, method.parameters(x))
+            seen.append(judge(batch, method.adapt(batch, x, settings)))
+    values = {key: torch.cat([each[key] for each in seen]).double() for key in seen[0]}
+    measures |= {key: float(value.mean()) for key, value in values.items()}
+    main = "test_accuracy" if "test_accuracy" in values else "test_loss"
+    measures["test_interval"] = float(1.96 * values[main].std() / len(values[main]) ** 0.5)
+    return measures
