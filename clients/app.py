@@ -210,7 +210,8 @@ def _torch_dtype(name: str) -> torch.dtype:
 def node_of_setup(setup: str) -> Node:
     """Build the node that a setup describes. Runs follow one another, so only the latest stays built."""
     recipe = Setup.model_validate_json(setup)
-    return Node(recipe.problem(), Setting(recipe.seed, recipe.batch_size, recipe.gradient_batch_size))
+    setting = Setting(recipe.seed, recipe.batch_size, recipe.gradient_batch_size, recipe.device)
+    return Node(recipe.problem(), setting)
 
 
 @functools.cache

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from clients.cohort import Cohort, Draw, Held
 from clients.operations import OPERATIONS, Operation
+from fedbilevel.device import Device, chosen, placed
 from fedbilevel.errors import ClientFailed
 from fedbilevel.messages import Reply, Request
 from fedbilevel.problem import Problem
@@ -19,21 +21,27 @@ from fedbilevel.systems import BatchSize
 
 @dataclass(frozen=True)
 class Setting:
-    """What a node knows of the run besides the problem: the seed of its draws and the minibatch sizes."""
+    """What a node knows of the run besides the problem: the seed of its draws, the minibatch sizes, and the device."""
 
     seed: int = 0
     batch: BatchSize = None
     gradient_batch: BatchSize = None
+    device: Device = "cpu"
 
 
 class Node:
     """Answers requests for any of the problem's clients; deterministic, so a request may be answered again.
 
-    The examples of the latest two sets of clients stay gathered (the sampled clients and, for evaluation, all).
+    The examples of the latest two sets of clients stay gathered (the sampled clients and, for evaluation, all). It
+    computes on the device of its setting; vectors come and go on the CPU.
+
+    Raises BadInput for a device that this process does not have.
     """
 
     def __init__(self, problem: Problem, setting: Setting) -> None:
-        self.problem, self.setting = problem, setting
+        self.device = chosen(setting.device)
+        self.problem, self.setting = placed(problem, self.device), setting
+        self._on_device: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._held: dict[bytes, Held] = {}
 
     def answer(self, request: Request) -> Reply:
@@ -42,6 +50,7 @@ class Node:
         Raises ClientFailed, naming the first client that fails on its own, if an operation raises.
         """
         held = self._gather(request.clients)
+        request = replace(request, tensors={name: self._here(tensor) for name, tensor in request.tensors.items()})
         sums = []
         for name in request.operations:
             operation = OPERATIONS[name]
@@ -50,6 +59,15 @@ class Node:
             except Exception as error:
                 raise self._blame(operation, request, error) from error
         return Reply(tuple(sums), float(held.weights.sum()))
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """The vector on this node's device: the same tensor object for as long as the one that came lives."""
+        if tensor.device == self.device:
+            return tensor
+        if tensor not in self._on_device:
+            self._on_device[tensor] = tensor.to(self.device)
+        moved: Tensor = self._on_device[tensor]
+        return moved
 
     def _gather(self, clients: NDArray[np.int64]) -> Held:
         key = clients.tobytes()
@@ -69,7 +87,8 @@ class Node:
         weights = torch.as_tensor(held.weights, device=outputs[0].device)
 
         def total(u: Tensor) -> Tensor:
-            return weights @ u.double() if u.ndim == 2 else u.to(torch.float64, copy=True).mul_(weights.sum())
+            summed = weights @ u.double() if u.ndim == 2 else u.to(torch.float64, copy=True).mul_(weights.sum())
+            return summed.cpu()
 
         return tuple(total(u) for u in outputs)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedbilevel.config import Config
+from fedbilevel.device import chosen
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.results import RunDirectory
 from server.experiment import Experiment, Observer, engine
@@ -30,6 +31,8 @@ def carried(config: Config, name: str | None, ray_address: str | None, jobs: int
         raise BadInput("--jobs", jobs, f"the engine local, of which each job is one; not with the engine {name}")
     if ray_address is not None and jobs is None and name == "local":
         raise BadInput("--ray-address", ray_address, "a cluster for --engine ray or for --jobs N")
+    if name == "local" and ray_address is None:
+        chosen(config.run.device)
     return config
 
 

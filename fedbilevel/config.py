@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedbilevel.data import partition_parameters
+from fedbilevel.device import Device
 from fedbilevel.errors import BadInput
 from fedbilevel.systems import Strict, Systems
 from fedbilevel.validation import NOTHING, typed, unknown_key, validated
@@ -29,6 +30,7 @@ class RunTable(Strict):
     evaluate_every: int = Field(1, ge=1, description="rounds between evaluations, at ends of iterations")
     targets: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="accuracies for summary.csv")
     dtype: Literal["float32", "float64"] = "float32"
+    device: Device = Field("auto", description="where clients compute; auto: a CUDA card where there is one")
     batch: Batch = Field("full", description="minibatch size of local steps")
     gradient_batch: Batch | None = Field(None, description="minibatch size of all other derivatives; default: batch")
     clients_per_round: int | None = Field(None, ge=1, description="|S|; default: all clients")

@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from fedbilevel.errors import BadInput
 
 _GIB = 1024.0**3
 
 
-def available() -> int:
-    """Bytes that this process can still take: the machine's available memory, or less where a control group says so."""
+def available(device: torch.device | None = None) -> int:
+    """Bytes that this process can still take: the machine's available memory, or less where a control group says so.
+
+    Of a CUDA device: its free memory.
+    """
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
     left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if meminfo.is_file():
@@ -23,12 +30,12 @@ def available() -> int:
     return max(left, 0)
 
 
-def require(need: float, key: str, remedy: str) -> None:
+def require(need: float, key: str, remedy: str, device: torch.device | None = None) -> None:
     """Raises BadInput, with the estimate, if `need` bytes are more than what is available.
 
     >>> require(1e6, "problem", "a smaller one")
     """
-    left = available()
+    left = available(device)
     if need > left:
         found = f"an estimated {need / _GIB:.1f} GiB of memory"
         raise BadInput(key, found, f"at most the {left / _GIB:.1f} GiB that are available: {remedy}")

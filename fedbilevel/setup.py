@@ -9,6 +9,7 @@ import torch
 
 from fedbilevel.config import Batch, Config, DataTable, ProblemTable
 from fedbilevel.data import FederatedData, federate
+from fedbilevel.device import Device
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import Problem
 from fedbilevel.problems import build, needs_data
@@ -16,12 +17,13 @@ from fedbilevel.systems import BatchSize, Strict
 
 
 class Setup(Strict):
-    """Problem, data, precision, seed and minibatch sizes of one run; `run` tells runs of one session apart."""
+    """Problem, data, precision, device, seed and minibatch sizes of one run; `run` tells runs of one session apart."""
 
     run: str
     problem_table: ProblemTable
     data: DataTable | None
     dtype: str
+    device: Device = "auto"
     seed: int
     batch: Batch
     gradient_batch: Batch | None
@@ -35,6 +37,7 @@ class Setup(Strict):
             problem_table=config.problem,
             data=config.data,
             dtype=run.dtype,
+            device=run.device,
             seed=seed,
             batch=run.batch,
             gradient_batch=run.gradient_batch,

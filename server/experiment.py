@@ -172,7 +172,8 @@ def over(carrier: Carrier) -> Connect:
     """Let an open engine carry an experiment's runs."""
 
     def connect(setup: Setup, problem: Problem) -> Exchange:
-        return carrier(problem, Setting(setup.seed, setup.batch_size, setup.gradient_batch_size))
+        setting = Setting(setup.seed, setup.batch_size, setup.gradient_batch_size, setup.device)
+        return carrier(problem, setting)
 
     return connect
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from clients.methods import methods
 from clients.operations.meta import adapted_losses, meta_gradient
 from clients.tasks import TaskBatch
+from fedbilevel.device import where
 from fedbilevel.federation import Federation
 from fedbilevel.problem import Problem
 from fedbilevel.tasks import is_local
@@ -94,6 +95,7 @@ def evaluated(
     upper, lower = fed.measure(adapted_losses, x=x, method=name, settings=settings, tasks=o.tasks_per_client).tolist()
     measures = {"upper_loss": upper, "lower_loss": lower}
     seen = []
+    x = x.to(where(problem))
     with torch.no_grad():
         for tasks in problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK):
             batch = TaskBatch(problem, tasks, method.parameters(x))

@@ -15,6 +15,7 @@ from clients.node import Setting
 from clients.operations.oracles import losses
 from fedbilevel.config import RunTable
 from fedbilevel.data import federate
+from fedbilevel.device import Device, at_hand, chosen, placed
 from fedbilevel.errors import BadInput, NonFinite, RunFailed, unknown
 from fedbilevel.federation import Federation, Population
 from fedbilevel.memory import require
@@ -98,7 +99,7 @@ class Run:
             if isinstance(taus, list) and len(taus) != m:
                 raise BadInput(f"options.{name}", f"{len(taus)} numbers", f"one number for each of the {m} clients")
         need = estimate(problem, initial(problem, self.seed), options, sample).total
-        require(need, "run", "fewer clients_per_round, or a smaller problem")
+        require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
             raise BadInput("options.indices", f"{len(indices)} indices", f"one per outer iteration, {iterations}")
@@ -214,11 +215,13 @@ def _row(run: Run, problem: Problem, fed: Federation, state: State, iteration: i
 
 
 def _measures(run: Run, problem: Problem, fed: Federation, state: State) -> dict[str, float]:
+    device = at_hand(run.table.device)
+    problem = placed(problem, device)
     if run.algorithm.evaluate is not None and is_local(problem):
         return dict(run.algorithm.evaluate(state, problem, fed))
     upper, lower = fed.measure(losses, x=state.x, y=state.y).tolist()
     with torch.no_grad():
-        own = {name: float(value) for name, value in problem.evaluate(state.x, state.y).items()}
+        own = {name: float(value) for name, value in problem.evaluate(state.x.to(device), state.y.to(device)).items()}
     return own | {"upper_loss": upper, "lower_loss": lower}
 
 
@@ -230,6 +233,7 @@ def simulate(
     rounds: int | None = None,
     seed: int = 0,
     dtype: Literal["float32", "float64"] | torch.dtype | None = None,
+    device: Device = "auto",
     batch: Literal["full"] | int = "full",
     gradient_batch: Literal["full"] | int | None = None,
     clients_per_round: int | None = None,
@@ -261,6 +265,8 @@ def simulate(
         Keys every random draw and the start.
     dtype
         "float32" or "float64"; default: the problem's own.
+    device
+        Where clients compute and the server evaluates: "cpu", "cuda", or "auto", a CUDA card where there is one.
     batch, gradient_batch
         "full" or the minibatch size of local steps, and of all other derivatives (default: `batch`).
     clients_per_round
@@ -311,21 +317,24 @@ def simulate(
             "gradient_batch": _plain(gradient_batch),
             "clients_per_round": _plain(clients_per_round),
             "weighting": weighting,
+            "device": device,
         },
         "",
     )
-    chosen = applicable(plain, entry)
+    taken = applicable(plain, entry)
     network = systems if isinstance(systems, Systems) else validated(Systems, dict(systems or {}), "systems")
+    if engine == "local":
+        chosen(table.device, "device")
     ready = _ready(problem, dtype, table.seeds[0])
     entry.hold(ready, "algorithm")
-    setting = Run(algorithm, table.seeds[0], entry.factory(chosen), table, network)
-    setting.check(ready, chosen)
+    setting = Run(algorithm, table.seeds[0], entry.factory(taken), table, network)
+    setting.check(ready, taken)
     start = None
     if x0 is not None or y0 is not None:
         first = initial(ready, setting.seed)
         start = (_start(x0, first[0], "x0"), _start(y0, first[1], "y0"))
     with opened(engine, workers=workers, threads=threads, ray_address=ray_address) as carrier:
-        exchange = carrier(ready, Setting(setting.seed, setting.batch, setting.gradient_batch))
+        exchange = carrier(ready, Setting(setting.seed, setting.batch, setting.gradient_batch, table.device))
         return run_one(setting, ready, exchange, start=start, observe=observe, trace=trace)
 
 

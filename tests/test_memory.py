@@ -42,7 +42,7 @@ def test_this_machine_has_memory_left() -> None:
 
 def test_what_cannot_fit_is_refused_with_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     memory.require(1000.0, "run", "less")
-    monkeypatch.setattr(memory, "available", lambda: 2**30)
+    monkeypatch.setattr(memory, "available", lambda device=None: 2**30)
     with pytest.raises(BadInput, match=r"run: got .*3\.0 GiB.*; allowed: at most the 1\.0 GiB .*: less"):
         memory.require(3 * 2**30, "run", "less")
 
@@ -56,7 +56,7 @@ def test_problems_too_large_to_build_are_refused_before_they_are_built() -> None
 
 def test_rows_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Quadratic(clients=50, dim_x=2000, dim_y=2, examples=1)
-    monkeypatch.setattr(memory, "available", lambda: 3 * 2**20)
+    monkeypatch.setattr(memory, "available", lambda device=None: 3 * 2**20)
     with pytest.raises(BadInput, match=r"run: .*GiB"):
         simulate(problem, "fednest", iterations=1, upper_local_steps=2)
     simulate(problem, "fednest", iterations=1, upper_local_steps=2, clients_per_round=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import inspect
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from fedbilevel import derivatives
 from fedbilevel.data import FederatedData
+from fedbilevel.device import moved
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.problem import ClientData, Examples, Problem, Ragged, map_examples
 from fedbilevel.problems.hyper_representation import HyperRepresentation
@@ -178,11 +178,7 @@ def convert(problem: Problem, dtype: torch.dtype) -> Problem:
     """Return the same problem with its clients' data and its own floating-point tensors in another dtype."""
     if problem.clients is None or data_dtype(problem.clients) == dtype:
         return problem
-    other = copy.copy(problem)
-    for name, value in vars(problem).items():
-        if isinstance(value, ClientData) or (isinstance(value, Tensor) and value.is_floating_point()):
-            setattr(other, name, value.to(dtype))
-    return other
+    return moved(problem, dtype)
 
 
 def data_dtype(clients: ClientData) -> torch.dtype | None:

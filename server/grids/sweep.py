@@ -70,7 +70,9 @@ class Sweep(Experiment):
             return
         with connected(self._address, cpus=self._at_once):
             reserve = self._threads if self._address else 1
-            task = ray.remote(federation).options(num_cpus=reserve, max_retries=0, scheduling_strategy="SPREAD")
+            task = ray.remote(federation).options(
+                num_cpus=reserve, num_gpus=self.config.engine.gpus, max_retries=0, scheduling_strategy="SPREAD"
+            )
             running: dict[Any, Running] = {}
             try:
                 self._run_side_by_side(task, deque(jobs), running)

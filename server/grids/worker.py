@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from clients.app import make_app
 from clients.node import Node, Setting
+from fedbilevel.device import Device
 from fedbilevel.problem import Problem
 from fedbilevel.systems import BatchSize
 from server.grids.flower_internals import claim_identity
@@ -26,15 +27,16 @@ class Recipe(BaseModel):
     seed: int
     batch: BatchSize
     gradient_batch: BatchSize
+    device: Device
 
     @classmethod
     def of(cls, problem: str, setting: Setting) -> Recipe:
         """Return the recipe of a node."""
-        return cls(problem=problem, seed=setting.seed, batch=setting.batch, gradient_batch=setting.gradient_batch)
+        return cls(problem=problem, **asdict(setting))
 
     def setting(self) -> Setting:
         """Return what a node knows of the run besides the problem."""
-        return Setting(self.seed, self.batch, self.gradient_batch)
+        return Setting(self.seed, self.batch, self.gradient_batch, self.device)
 
 
 class Place(NamedTuple):
