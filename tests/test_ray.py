@@ -533,16 +533,43 @@ def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cl
 
         def stepped(self, job: Job, iteration: int, rounds: int) -> None:
             if not self.killed and (tmp_path / "out" / "checkpoints").exists():
-                mine = processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}")
-                self.killed += [pid for pid, command in mine.items() if command.startswith("ray::federation")]
-                for pid in self.killed:
-                    os.kill(pid, signal.SIGKILL)
+                self.killed += kill_federations()
 
     killer = Killer()
     sweep = Sweep(config, RunDirectory.create(tmp_path / "out"), killer, jobs=2)
     assert sweep.run() == []
     assert len(killer.killed) == 1
     assert without_wall_seconds(sweep.history()) == without_wall_seconds(alone.history())
+
+
+def kill_federations() -> list[int]:
+    """Kill the processes that run a job of a sweep of this test; returns their pids."""
+    mine = processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}")
+    pids = [pid for pid, command in mine.items() if command.startswith("ray::federation")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def test_a_run_whose_process_dies_every_time_fails_alone(cluster: Cluster, tmp_path: Path) -> None:
+    tables = {
+        **PARTIAL,
+        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 3000, "evaluate_every": 10**6},
+        "options": {"upper_step": 0.05},
+        "algorithms": {"victim": {"algorithm": "memfbo"}, "joint": {}},
+    }
+
+    class Killer(Events):
+        def stepped(self, job: Job, iteration: int, rounds: int) -> None:
+            if job.label == "victim" and iteration < 3000:
+                kill_federations()
+
+    killer = Killer()
+    failures = Sweep(check(tables), RunDirectory.create(tmp_path / "out"), killer, jobs=1).run()
+    assert [job.label for job, _ in failures] == ["victim"]
+    assert re.search(r"^victim, seed 3: its process has died 3 times in a row", str(failures[0][1]))
+    assert ("failed", "victim", 3) in killer.all
+    assert ("ended", "joint", 3) in killer.all
 
 
 # --- nothing is left behind ---

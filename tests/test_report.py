@@ -109,3 +109,24 @@ def test_bars_show_both_levels_within_a_narrow_terminal():
     assert "aggitd, seed 0" in shown
     assert "run 1 of 4" in shown
     assert max(map(len, shown.splitlines())) <= 60
+
+
+def test_bars_show_every_run_of_a_sweep_that_goes_on():
+    console = Console(width=100, force_terminal=True, color_system=None, file=io.StringIO())
+    bars = Bars(console, time.monotonic)
+    jobs = server.experiment.plan(read(config()))
+    bars.planned(jobs)
+    for job, iteration in zip(jobs[:2], (3, 5), strict=True):
+        bars.started(job)
+        bars.stepped(job, iteration, 10 * iteration)
+    bars.ended(jobs[0], None)
+    bars.started(jobs[2])
+    bars.stepped(jobs[2], 1, 10)
+    console.file.truncate(0)
+    console.print(bars.progress.get_renderable())
+    shown = console.file.getvalue()
+    names = [f"{job.label}, seed {job.seed}" for job in jobs]
+    assert names[0] not in shown
+    for name, count in ((names[1], "5/6 iterations"), (names[2], "1/6 iterations")):
+        assert any(name in line and count in line for line in shown.splitlines())
+    assert "run 3 of 4" in shown

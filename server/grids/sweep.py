@@ -104,7 +104,13 @@ class Sweep(Experiment):
                     job.record.save()
                     self._ended(job.record.job, job.error)
                 except ray.exceptions.RayError as error:
-                    running[self._again(task, job, error)] = job
+                    if job.can_go_on(error):
+                        job.record.rewind()
+                        running[self._begin(task, job.record)] = job
+                    else:
+                        self._hear(job, [])
+                        job.record.save()
+                        self._ended(job.record.job, job.error)
                 else:
                     running[reports] = job
                     self._hear(job, events)
@@ -116,17 +122,6 @@ class Sweep(Experiment):
         if self._parcel is None or self._parcel[0] is not problem:
             self._parcel = (problem, ray.put(pack(problem)))
         return task.remote(self._parcel[1], job.config, job.label, job.seed, record.checkpoint, self._threads)
-
-    def _again(self, task: Any, job: Running, error: Exception) -> Any:
-        """Let a job go on whose process has died. Raises what cannot be repaired."""
-        if isinstance(error, ray.exceptions.RayTaskError):
-            raise RunFailed(f"{job.record.job.label}, seed {job.record.job.seed}: {reason(error)}") from error
-        job.deaths += 1
-        if job.deaths >= LIVES:
-            where = f"{job.record.job.label}, seed {job.record.job.seed}"
-            raise RunFailed(f"{where}: its process has died {LIVES} times in a row: {reason(error)}") from error
-        job.record.rewind()
-        return self._begin(task, job.record)
 
     def _hear(self, job: Running, events: list[Event]) -> None:
         record = job.record
@@ -153,6 +148,16 @@ class Running:
         self.started = False
         self.deaths = 0
         self.error: Exception | None = None
+
+    def can_go_on(self, error: Exception) -> bool:
+        """Whether to begin again after what Ray says of its process; if not, that is the job's error."""
+        where = f"{self.record.job.label}, seed {self.record.job.seed}"
+        self.deaths += 1
+        if isinstance(error, ray.exceptions.RayTaskError):
+            self.error = RunFailed(f"{where}: {reason(error)}")
+        elif self.deaths >= LIVES:
+            self.error = RunFailed(f"{where}: its process has died {LIVES} times in a row: {reason(error)}")
+        return self.error is None
 
 
 def federation(
