@@ -9,28 +9,18 @@ import itertools
 import time
 from collections.abc import Iterable
 from copy import copy
-from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from fedbilevel.errors import BadInput
-from server.grids.flower_internals import (
-    CLIENT_APP_RAISED_EXCEPTION,
-    SERVER_NODE_ID,
-    Run,
-    claim_identity,
-    empty_run,
-    message_copy,
-    stamp_id,
-    stamp_sender,
-)
+from server.grids.base import NumberedGrid
+from server.grids.flower_internals import CLIENT_APP_RAISED_EXCEPTION, Run, empty_run, message_copy
 
 _run_ids = itertools.count(1)
 
 
-class LocalGrid(Grid):
+class LocalGrid(NumberedGrid):
     """Nodes that live in this process and answer one after another, in the order in which they are asked.
 
     `client_app` answers for every node; `nodes` is their number. Node j (from 0) has a `Context` of its own, kept for
@@ -49,15 +39,12 @@ class LocalGrid(Grid):
         if nodes < 1:
             raise BadInput("nodes", nodes, "an integer of at least 1")
         self._client_app = client_app
-        self._node_ids = range(SERVER_NODE_ID + 1, SERVER_NODE_ID + 1 + nodes)
+        self._number(nodes)
         self._run_config = dict(run_config or {})
         self.set_run(empty_run(next(_run_ids)))
 
-    def set_run(self, run: Run) -> None:
-        """Begin this run: fresh contexts, and no message under way."""
-        self._run = run
+    def _begin(self, run: Run) -> None:
         self._queued: dict[str, Message] = {}
-        self._counter = itertools.count(1)
         self._contexts = {
             node_id: Context(
                 run_id=run.run_id,
@@ -68,40 +55,16 @@ class LocalGrid(Grid):
             )
             for partition, node_id in enumerate(self._node_ids)
         }
-        claim_identity(run.run_id)
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid carries messages for (a copy)."""
-        return replace(self._run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message of this run to one node; `flwr.app.Message(...)` does as well."""
-        message = Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-        stamp_sender(message, self._run.run_id)
-        return message
-
-    def get_node_ids(self) -> list[int]:
-        """The ids of all nodes, in the order of their partitions."""
-        return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue the messages, as they are now, and return their ids in the same order.
 
         Raises `BadInput`, and queues none of them, if one is addressed to a node that is not there.
         """
-        queued = {}
-        for message in messages:
-            node_id = message.metadata.dst_node_id
-            if node_id not in self._node_ids:
-                raise BadInput(
-                    "dst_node_id", node_id, f"a node of this grid, {self._node_ids[0]} to {self._node_ids[-1]}"
-                )
-            stamp_sender(message, self._run.run_id)
-            stamp_id(message, self._next_message_id())
-            queued[message.metadata.message_id] = message_copy(message, _records_copy(message.content))
+        queued = {
+            message.metadata.message_id: message_copy(message, _records_copy(message.content))
+            for message in self._stamped(messages)
+        }
         self._queued.update(queued)
         return list(queued)
 
@@ -126,14 +89,11 @@ class LocalGrid(Grid):
             replies.append(self._reply(message_id))
         return replies
 
-    def _next_message_id(self) -> str:
-        return f"{self._run.run_id}-{next(self._counter)}"
-
     def _reply(self, message_id: str) -> Message:
         """Let the node addressed work on a queued message."""
         message = self._queued.pop(message_id, None)
         if message is None:
-            raise BadInput("message_id", message_id, "a message that was pushed to this grid and not yet pulled")
+            raise self._not_pushed(message_id)
         try:
             answer = self._client_app(message, self._contexts[message.metadata.dst_node_id])
             if not isinstance(answer, Message) or answer.metadata.reply_to_message_id != message_id:
@@ -141,7 +101,7 @@ class LocalGrid(Grid):
         except Exception as error:
             answer = Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
         reply = message_copy(answer, _records_copy(answer.content) if answer.has_content() else None)
-        stamp_id(reply, self._next_message_id())
+        self._number_message(reply)
         return reply
 
 

@@ -6,29 +6,18 @@ import itertools
 import pickle
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import ray
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from clients.node import Setting
-from fedbilevel.errors import BadInput
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from server.grids.actors import Actors, Call, Shares, chosen, reason
+from server.grids.base import NumberedGrid
 from server.grids.exchange import GridExchange, Placement
-from server.grids.flower_internals import (
-    CLIENT_APP_RAISED_EXCEPTION,
-    SERVER_NODE_ID,
-    Run,
-    claim_identity,
-    empty_run,
-    message_copy,
-    stamp_id,
-    stamp_sender,
-)
+from server.grids.flower_internals import CLIENT_APP_RAISED_EXCEPTION, Run, empty_run, message_copy
 from server.grids.worker import Envelope, Place, Recipe
 
 INLINE_BYTES = 50_000
@@ -37,7 +26,7 @@ INLINE_BYTES = 50_000
 _run_ids = itertools.count(1 << 32)  # beside those of the local grids
 
 
-class RayGrid(Grid):
+class RayGrid(NumberedGrid):
     """Nodes that live in Ray actors, on whatever machines Ray has; Ray must be initialised, and stays so.
 
     Node j answers for the j-th block of the clients of the problem that `exchange` was called with last. An actor that
@@ -52,7 +41,7 @@ class RayGrid(Grid):
 
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
-        self._node_ids = range(SERVER_NODE_ID + 1, SERVER_NODE_ID + 1 + chosen(shares))
+        self._number(chosen(shares))
         self._stored: dict[int, tuple[weakref.ref[Array], bytes, Any]] = {}
         self.set_run(empty_run(next(_run_ids)))
 
@@ -69,48 +58,19 @@ class RayGrid(Grid):
 
     # ---- Flower's Grid ----
 
-    def set_run(self, run: Run) -> None:
-        """Begin this run: new actors with fresh contexts, and no message under way."""
+    def _begin(self, run: Run) -> None:
         if hasattr(self, "actors"):
             self.actors.close()
-        self._run = run
         self._calls: dict[str, tuple[Message, Call]] = {}
-        self._counter = itertools.count(1)
-        claim_identity(run.run_id)
         self.actors = Actors(self._shares, run.run_id, self._node_ids)
-
-    @property
-    def run(self) -> Run:
-        """The run that this grid carries messages for (a copy)."""
-        return replace(self._run)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """A message of this run to one node; `flwr.app.Message(...)` does as well."""
-        message = Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-        stamp_sender(message, self._run.run_id)
-        return message
-
-    def get_node_ids(self) -> list[int]:
-        """The ids of all nodes, in the order of their partitions."""
-        return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send the messages, in order, and return their ids; the nodes begin to work at once.
 
         Raises `BadInput` for a message to a node that this grid does not have, before any is sent.
         """
-        messages = list(messages)
-        for message in messages:
-            node_id = message.metadata.dst_node_id
-            if node_id not in self._node_ids:
-                allowed = f"a node of this grid, {self._node_ids[0]} to {self._node_ids[-1]}"
-                raise BadInput("dst_node_id", node_id, allowed)
         pushed = []
-        for message in messages:
-            stamp_sender(message, self._run.run_id)
-            stamp_id(message, self._next_message_id())
+        for message in self._stamped(messages):
             envelope, stored = self._sealed(message)
             call = self.actors.ask(message.metadata.dst_node_id - self._node_ids[0], envelope, *stored)
             self._calls[message.metadata.message_id] = (message_copy(message, RecordDict()), call)
@@ -133,9 +93,6 @@ class RayGrid(Grid):
         return self._replies(self.push_messages(messages), timeout)
 
     # ---- its parts ----
-
-    def _next_message_id(self) -> str:
-        return f"{self._run.run_id}-{next(self._counter)}"
 
     def _sealed(self, message: Message) -> tuple[bytes, list[Any]]:
         """The message as bytes without its large arrays, and references to those."""
@@ -163,7 +120,7 @@ class RayGrid(Grid):
     def _replies(self, message_ids: list[str], timeout: float | None) -> list[Message]:
         for message_id in message_ids:
             if message_id not in self._calls:
-                raise BadInput("message_id", message_id, "a message that was pushed to this grid and not yet pulled")
+                raise self._not_pushed(message_id)
         answers = self.actors.answers([self._calls[message_id][1] for message_id in message_ids], timeout)
         replies = []
         for message_id, answer in zip(message_ids, answers, strict=True):
@@ -174,6 +131,6 @@ class RayGrid(Grid):
                 reply: Message = pickle.loads(answer)
             else:
                 reply = Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason(answer)), reply_to=asked)
-            stamp_id(reply, self._next_message_id())
+            self._number_message(reply)
             replies.append(reply)
         return replies
