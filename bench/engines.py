@@ -1,14 +1,12 @@
 """What the engines cost and gain: overheads per round and per client, and speed-ups of actors and of sweeps.
 
 Every function returns a median of repeated runs; `unit_ms` measures the compute unit in the same process, so that a
-ratio can be quoted on a noisy machine. `python -m bench.engines` prints them all.
+ratio can be quoted on a noisy machine.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.timing import compute_unit, median
 from clients.node import Setting
 from clients.operations.local import local_hypergradient_steps, svrg_steps
 from fedbilevel.config import check
@@ -58,20 +57,8 @@ class Empty:
 
 
 def unit_ms(repeats: int = 15) -> float:
-    """The compute unit: one float32 product 3000x784 @ 784x200."""
-    a, b = torch.randn(3000, 784), torch.randn(784, 200)
-    return 1e3 * _median(lambda: a @ b, repeats)
-
-
-def _median(call: Callable[[], object], repeats: int, warm: int = 3) -> float:
-    """Seconds of a call: the median of repeated ones, after some that do not count."""
-    seconds = []
-    for k in range(warm + repeats):
-        began = time.perf_counter()
-        call()
-        if k >= warm:
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    """The compute unit, in this process."""
+    return 1e3 * median(compute_unit(), repeats)
 
 
 def _empty_round(carrier: Carrier, clients: int, sample: int | None = None) -> Callable[[], object]:
@@ -90,10 +77,10 @@ def _empty_round(carrier: Carrier, clients: int, sample: int | None = None) -> C
 def _products(seconds: float) -> int:
     """How many compute units this process gets done."""
     torch.set_num_threads(1)
-    a, b = torch.randn(3000, 784), torch.randn(784, 200)
+    unit = compute_unit()
     end, done = time.perf_counter() + seconds, 0
     while time.perf_counter() < end:
-        a @ b
+        unit()
         done += 1
     return done
 
@@ -108,13 +95,13 @@ def machine_speedup(seconds: float = 2.0) -> float:
 
 def round_overhead_ms(repeats: int = 200) -> float:
     """Engine local, an operation that does nothing, one client, 640 KB down, 8 KB up."""
-    return 1e3 * _median(_empty_round(in_process, 1), repeats)
+    return 1e3 * median(_empty_round(in_process, 1), repeats)
 
 
 def client_overhead_us(repeats: int = 100) -> float:
     """Engine local, the empty operation: what a sampled client beyond the first costs, with 1,000 sampled."""
     many, one = (_empty_round(in_process, 1_000, sample) for sample in (None, 1))
-    return 1e6 * (_median(many, repeats) - _median(one, repeats)) / 999
+    return 1e6 * (median(many, repeats) - median(one, repeats)) / 999
 
 
 def fresh_client_overhead_us(repeats: int = 50) -> float:
@@ -132,13 +119,13 @@ def fresh_client_overhead_us(repeats: int = 50) -> float:
 
         return call
 
-    return 1e6 * (_median(rounds(1_000), repeats) - _median(rounds(1), repeats)) / 999
+    return 1e6 * (median(rounds(1_000), repeats) - median(rounds(1), repeats)) / 999
 
 
 def ray_round_overhead_ms(repeats: int = 100, actors: int = 2) -> float:
     """Engine ray, the empty operation, 640 KB down."""
     with opened("ray", workers=actors, threads=1) as carrier:
-        return 1e3 * _median(_empty_round(carrier, 100), repeats)
+        return 1e3 * median(_empty_round(carrier, 100), repeats)
 
 
 def ray_speedup(repeats: int = 7) -> float:
@@ -151,13 +138,13 @@ def ray_speedup(repeats: int = 7) -> float:
             fed = Federation(carrier(problem, Setting()), Population.of(problem.clients))
             fed.begin(0)
             x, y = problem.initial(torch.Generator().manual_seed(0))
-            return _median(lambda: fed.mean(local_hypergradient_steps, x=x, y=y, **options), repeats)
+            return median(lambda: fed.mean(local_hypergradient_steps, x=x, y=y, **options), repeats)
 
     return seconds(1) / seconds(2)
 
 
 SWEEP = {
-    "run": {"seeds": [0, 1, 2, 3], "iterations": 300, "evaluate_every": 1000},
+    "run": {"seeds": [0, 1, 2, 3], "iterations": 1500, "evaluate_every": 1000},
     "problem": {"name": "hyper_representation", "hidden": [32]},
     "data": {"name": "digits", "clients": 20, "partition": "iid"},
     "options": {"upper_step": 0.1, "lower_step": 0.1, "lower_rounds": 5, "neumann_terms": 5, "local_steps": 5},
@@ -166,7 +153,7 @@ SWEEP = {
 
 
 def sweep_speedup() -> float:
-    """Eight runs two at a time over one after another, one thread each, starting Ray included."""
+    """Eight runs of several seconds two at a time over one after another, one thread each, starting Ray included."""
     from server.grids.sweep import Sweep
 
     config = check(SWEEP)
@@ -203,9 +190,3 @@ MEASURES: dict[str, Callable[[], float]] = {
     "ray_speedup": ray_speedup,
     "sweep_speedup": sweep_speedup,
 }
-
-if __name__ == "__main__":
-    import sys
-
-    for name in sys.argv[1:] or MEASURES:
-        print(json.dumps({name: round(MEASURES[name](), 3)}), flush=True)

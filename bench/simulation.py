@@ -9,13 +9,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.timing import compute_unit, seconds
 from clients.node import Setting
 from clients.operations.oracles import lower_gradient
 from fedbilevel.config import read
@@ -32,18 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "experiments" / "configs"
 
 
-def compute_unit() -> Callable[[], object]:
-    """The compute unit: one float32 product 3000x784 @ 784x200."""
-    a, b = torch.randn(3000, 784), torch.randn(784, 200)
-    return lambda: a @ b
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
 # ---- one outer iteration of the figure ----
 
 
@@ -56,7 +42,7 @@ def fig2_units(algorithm: str, repeats: int = 25) -> float:
     step, unit = _iterations(job), compute_unit()
     for _ in range(3):
         step(), unit()
-    pairs = [(_seconds(step), _seconds(unit)) for _ in range(repeats)]
+    pairs = [(seconds(step), seconds(unit)) for _ in range(repeats)]
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
 
@@ -105,7 +91,7 @@ def population_ratio(repeats: int = 400) -> float:
     many, few = (_rounds(Quadratic(clients=m, examples=1), 100) for m in (100_000, 1_000))
     for _ in range(20):
         many(), few()
-    pairs = [(_seconds(many), _seconds(few)) for _ in range(repeats)]
+    pairs = [(seconds(many), seconds(few)) for _ in range(repeats)]
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
 
@@ -169,10 +155,10 @@ def startup_s(repeats: int = 5) -> float:
     with tempfile.TemporaryDirectory() as folder:
         demo = str(CONFIGS / "demo.toml")
         runs = [
-            _seconds(lambda k=k: _python(_FIRST_ROUND, demo, f"{folder}/{k}"))  # type: ignore[misc]  # bound now
+            seconds(lambda k=k: _python(_FIRST_ROUND, demo, f"{folder}/{k}"))  # type: ignore[misc]  # bound now
             for k in range(repeats)
         ]
-        imports = [_seconds(lambda: _python("import torch")) for _ in range(repeats)]
+        imports = [seconds(lambda: _python("import torch")) for _ in range(repeats)]
     return statistics.median(runs) - statistics.median(imports)
 
 
