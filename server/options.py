@@ -40,3 +40,18 @@ Penalty = Annotated[
 
 class Options(Strict):
     """Base of every algorithm's options."""
+
+
+class NestOptions(Options):
+    """What FedNest and its local variants share."""
+
+    upper_step: UpperStep = 0.1
+    lower_step: LowerStep = 0.1
+    neumann_step: NeumannStep = None
+    lower_rounds: LowerRounds = 1
+    neumann_terms: NeumannTerms = 5
+    local_steps: LocalSteps = 1
+    upper_local_steps: UpperLocalStepsOrServer = 1
+    estimator: Estimator = "sum"
+    indices: Indices = None
+    accounting: Accounting = "paper"

@@ -14,19 +14,8 @@ from server.subroutines import fed_ihgp, fed_inn, fed_inn_rounds, fed_out, fed_o
 _SOURCE = "Tarzanagh, Li, Thrampoulidis & Oymak, FedNest, ICML 2022"
 
 
-class Options(options.Options):
+class Options(options.NestOptions):
     """Options of `fednest` and `fednest-sgd`."""
-
-    upper_step: options.UpperStep = 0.1
-    lower_step: options.LowerStep = 0.1
-    neumann_step: options.NeumannStep = None
-    lower_rounds: options.LowerRounds = 1
-    neumann_terms: options.NeumannTerms = 5
-    local_steps: options.LocalSteps = 1
-    upper_local_steps: options.UpperLocalStepsOrServer = 1
-    estimator: options.Estimator = "sum"
-    indices: options.Indices = None
-    accounting: options.Accounting = "paper"
 
 
 def _fednest(o: Options, inner: Literal["svrg", "sgd"]) -> Algorithm[State]:

@@ -14,19 +14,10 @@ from server.subroutines import fed_inn, fed_inn_rounds
 _SOURCE = "Tarzanagh, Li, Thrampoulidis & Oymak, FedNest, ICML 2022"
 
 
-class Options(options.Options):
+class Options(options.NestOptions):
     """Options of `lfednest` and `lfednest-svrg`."""
 
-    upper_step: options.UpperStep = 0.1
-    lower_step: options.LowerStep = 0.1
-    neumann_step: options.NeumannStep = None
-    lower_rounds: options.LowerRounds = 1
-    neumann_terms: options.NeumannTerms = 5
-    local_steps: options.LocalSteps = 1
     upper_local_steps: options.UpperLocalSteps = 1
-    estimator: options.Estimator = "sum"
-    indices: options.Indices = None
-    accounting: options.Accounting = "paper"
 
 
 def _lfednest(o: Options, inner: Literal["svrg", "sgd"]) -> Algorithm[State]:
