@@ -114,15 +114,15 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
 
 def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) -> ArrayRecord:
     """Keep what was sent beside what the node holds of this session and may still be asked for."""
-    held = context.state.array_records.get("held", ArrayRecord())
-    if context.state.config_records.get("session", ConfigRecord()).get("session") != session:
-        held = ArrayRecord()
-        context.state["session"] = ConfigRecord({"session": session})
+    state = context.state
+    held = state.get("held")
+    if not isinstance(held, ArrayRecord) or state.config_records["session"]["session"] != session:
+        state["held"] = held = ArrayRecord()
+        state["session"] = ConfigRecord({"session": session})
     for key in [key for key in held if int(key) not in alive]:
         del held[key]
     for key, array in sent.items():
         held[key] = array
-    context.state["held"] = held
     return held
 
 

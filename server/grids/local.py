@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable
-from copy import copy
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -116,6 +116,5 @@ def _records_copy(records: RecordDict) -> RecordDict:
 def _record_copy(record: ArrayRecord | MetricRecord | ConfigRecord) -> ArrayRecord | MetricRecord | ConfigRecord:
     if isinstance(record, ArrayRecord):
         return ArrayRecord.from_array_dict(dict(record))
-    if isinstance(record, MetricRecord):
-        return MetricRecord({name: copy(value) for name, value in record.items()})
-    return ConfigRecord({name: copy(value) for name, value in record.items()})
+    own: dict[str, Any] = {name: value[:] if isinstance(value, list) else value for name, value in record.items()}
+    return MetricRecord(own) if isinstance(record, MetricRecord) else ConfigRecord(own)
