@@ -40,3 +40,6 @@ Penalty = Annotated[
 
 class Options(Strict):
     """Base of every algorithm's options."""
+
+    def hold_local(self) -> None:
+        """Raises BadInput for a value that cannot be used where the lower level is local."""
