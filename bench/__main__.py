@@ -6,14 +6,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from bench import engines, simulation
+from bench import engines, meta, simulation
 from fedbilevel.errors import BadInput
 from fedbilevel.results import write_whole
 
@@ -32,10 +32,14 @@ REACH: dict[str, tuple[str, float]] = {
     "memory_drift_mb": ("<=", 5),
     "startup_s": ("<=", 3.0),
     "stock_flower_ratio": (">=", 20),
+    "few_shot_batch_speedup": (">=", 5),
 }
 """What each key is to reach on two cores."""
 
-MEASURES: dict[str, Callable[[], float]] = {**engines.MEASURES, **simulation.MEASURES}
+Value = float | Mapping[str, float]
+"""What a measure gives: a number, or one per method."""
+
+MEASURES: dict[str, Callable[[], Value]] = {**engines.MEASURES, **simulation.MEASURES, **meta.MEASURES}
 
 
 def machine() -> dict[str, str | int]:
@@ -56,20 +60,26 @@ def machine() -> dict[str, str | int]:
 def main(keys: list[str]) -> int:
     """Measure; returns 1 if a key that was measured misses what it is to reach."""
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results: dict[str, float | None] = {} if not keys else dict(known.get("results", {}))
+    results: dict[str, Value | None] = {} if not keys else dict(known.get("results", {}))
     missed = 0
     for key in keys or MEASURES:
         try:
-            results[key] = value = round(MEASURES[key](), 3)
+            value = MEASURES[key]()
         except BadInput as error:
             results[key] = None
-            print(f"{key:26} skipped: {error}", flush=True)
+            print(f"{key:30} skipped: {error}", flush=True)
             continue
+        if isinstance(value, Mapping):
+            results[key] = rounded = {name: round(each, 3) for name, each in value.items()}
+            for name, each in rounded.items():
+                print(f"{f'{key} {name}':30} {each:10.3f}", flush=True)
+            continue
+        results[key] = value = round(value, 3)
         sign, bound = REACH.get(key, ("", 0.0))
         passed = not sign or (value <= bound if sign == "<=" else value >= bound)
         missed += not passed
         print(
-            f"{key:26} {value:10.3f}   {f'{sign} {bound:g}' if sign else '':8} {'' if passed else 'MISSED'}", flush=True
+            f"{key:30} {value:10.3f}   {f'{sign} {bound:g}' if sign else '':8} {'' if passed else 'MISSED'}", flush=True
         )
     content = {"machine": machine(), "results": results}
     write_whole(RESULTS, (json.dumps(content, indent=2) + "\n").encode())

@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from experiments.check_tasks import relative, task_table
 from fedbilevel.config import Config, check, read
 from fedbilevel.dense import Implicit, Losses, cross, hessian, lower_solution
 from fedbilevel.problem import Problem
 from fedbilevel.setup import Setup
+from fedbilevel.tasks import is_local
 from server.simulation import initial, simulate
 
 TOLERANCE = 1e-8
@@ -30,6 +32,7 @@ OWN_PROBLEMS: tuple[dict[str, Any], ...] = (
         "problem": {"name": "hyper_representation", "hidden": [8], "activation": "tanh", "l2": 0.1},
         "data": {"name": "digits", "clients": 5, "partition": "dirichlet"},
     },
+    {"problem": {"name": "quadratic_tasks"}, "algorithms": {"maml": {}}},
 )
 """What is checked without a config."""
 
@@ -51,7 +54,7 @@ class Finding:
 
 
 def run_check(path: Path | None, overrides: list[str], console: Console) -> bool:
-    """Check the problem of a config, or the two problems that come with the project; print a table for each.
+    """Check the problem of a config, or problems that come with the project; print a table for each.
 
     Returns whether every estimator is within its bound. Raises BadInput.
     """
@@ -66,6 +69,8 @@ def run_check(path: Path | None, overrides: list[str], console: Console) -> bool
 
 def _table(config: Config, console: Console) -> bool:
     problem = Setup.of(config, "check", config.run.seeds[0]).problem()
+    if is_local(problem):
+        return task_table(config.problem.name, problem, config.run.seeds[0], console)
     oracle = _Oracle(problem, config.run.seeds[0], console)
     m, dx, dy = len(problem.clients), len(oracle.x), len(oracle.y)
 
@@ -196,9 +201,3 @@ class _Oracle:
             label = f"{name}, penalty {PENALTIES[1]:g}"
             reference = f"a tenth of its error at penalty {PENALTIES[0]:g} ({first:.1e})"
             yield Finding(label, str(R), reference, second, 0.15 * first)
-
-
-def relative(found: Tensor, reference: Tensor, *, zero: bool = False) -> float:
-    """|found - reference| / |reference|, or |found| / |reference|."""
-    difference = found if zero else found - reference
-    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))

@@ -40,8 +40,9 @@ class Algorithm(Generic[S]):
     """init(x0, y0) is the first state, step(state, federation) one outer iteration.
 
     rounds(index) is the number of communication rounds of an iteration by the paper's formula, where `index` is the
-    random Q or N' of that iteration (None for the fixed sum). evaluate(state, problem, federation) gives the measures
-    of a history row where they depend on how the algorithm adapts; None: the losses at x and y, and the problem's own.
+    random Q or N' of that iteration (None for the fixed sum); with a local lower level it is one for any algorithm.
+    evaluate(state, problem, federation) gives the measures of a history row where they depend on how the algorithm
+    adapts; None: the losses at x and y, and the problem's own.
     """
 
     init: Callable[[Tensor, Tensor], S]

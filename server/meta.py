@@ -25,12 +25,10 @@ EVALUATION_CHUNK = 100
 """Test tasks that are adapted at one time."""
 
 
-class MetaOptions(options.Options):
-    """Options of every algorithm whose lower level is local."""
+class TaskOptions(options.Options):
+    """What the server's side of a local lower level takes."""
 
     upper_step: options.UpperStep = 0.1
-    lower_step: options.LowerStep = 0.1
-    local_steps: Annotated[options.Count, Field(description="K: inner steps of a client on a task")] = 5
     tasks_per_client: Annotated[options.Count, Field(description="tasks of each client and round")] = 4
     upper_optimiser: Annotated[
         Literal["sgd", "adam"], Field(description="how the server steps along the mean meta-gradient")
@@ -41,6 +39,17 @@ class MetaOptions(options.Options):
         """What the clients' method reads of these."""
         server = ("upper_step", "tasks_per_client", "upper_optimiser", "evaluation_tasks")
         return {name: value for name, value in self.model_dump().items() if name not in server}
+
+    def kept(self) -> int:
+        """Vectors of the size of y that a client keeps per task beyond a constant number, to estimate memory."""
+        return 0
+
+
+class MetaOptions(TaskOptions):
+    """Options of the algorithms whose lower level is local."""
+
+    lower_step: options.LowerStep = 0.1
+    local_steps: Annotated[options.Count, Field(description="K: inner steps of a client on a task")] = 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class MetaState(State):
     report: Mapping[str, float] | None = None
 
 
-def moved(state: MetaState, h: Tensor, o: MetaOptions) -> MetaState:
+def moved(state: MetaState, h: Tensor, o: TaskOptions) -> MetaState:
     """The step `x - alpha h`, or a step of Adam (Kingma & Ba, 2015) along h on the server."""
     if o.upper_optimiser == "sgd":
         return replace(state, x=state.x - o.upper_step * h, hypergradient=h)
@@ -65,7 +74,7 @@ def moved(state: MetaState, h: Tensor, o: MetaOptions) -> MetaState:
     return replace(state, x=x, hypergradient=h, first=first, second=second, steps=t)
 
 
-def meta_algorithm(name: str, o: MetaOptions, start: Callable[[Tensor], Tensor] = lambda x: x) -> Algorithm[MetaState]:
+def meta_algorithm(name: str, o: TaskOptions, start: Callable[[Tensor], Tensor] = lambda x: x) -> Algorithm[MetaState]:
     """The algorithm around a clients' method: x down, the meta-gradient up, x -= alpha * agg; one round.
 
     start: from the problem's initialisation to the x of this method.
@@ -87,7 +96,7 @@ def meta_algorithm(name: str, o: MetaOptions, start: Callable[[Tensor], Tensor] 
 
 
 def evaluated(
-    name: str, settings: Mapping[str, Any], o: MetaOptions, x: Tensor, problem: Problem, fed: Federation
+    name: str, settings: Mapping[str, Any], o: TaskOptions, x: Tensor, problem: Problem, fed: Federation
 ) -> dict[str, float]:
     """Losses of the clients on a fixed set of their tasks, and measures on unseen tasks, both after adaptation."""
     assert is_local(problem)

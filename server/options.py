@@ -41,6 +41,9 @@ Penalty = Annotated[
 class Options(Strict):
     """Base of every algorithm's options."""
 
+    def hold_local(self) -> None:
+        """Raises BadInput for a value that cannot be used where the lower level is local."""
+
 
 class NestOptions(Options):
     """What FedNest and its local variants share."""

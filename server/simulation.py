@@ -89,11 +89,15 @@ class Run:
         return None if chosen == "full" else chosen
 
     def check(self, problem: Problem, options: Options) -> None:
-        """Raises BadInput for what only the problem can tell: too few clients for a sample, local steps for others."""
+        """Raises BadInput for what only the problem can tell: too few clients for a sample, local steps for others,
+        options that a local lower level cannot use.
+        """
         m = len(problem.clients)
         sample = self.table.clients_per_round
         if sample is not None and sample > m:
             raise BadInput("run.clients_per_round", sample, f"at most the number of clients, {m}")
+        if is_local(problem):
+            options.hold_local()
         for name in ("local_steps", "upper_local_steps"):
             taus = getattr(options, name, None)
             if isinstance(taus, list) and len(taus) != m:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from experiments.check import run_check
+from fedbilevel.dense_tasks import DenseTasks
 from fedbilevel.errors import BadInput
+from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from server.algorithm import algorithms
 
 CONFIG = """
 run = {{ iterations = 1 }}
@@ -50,8 +56,15 @@ def test_every_estimator_passes_on_both_problems() -> None:
     assert "hyper_representation: 5 clients" in text
     for name in ("aggitd, sum", "aggitd, warm start", "fednest, sum", "fednest-sgd, sum", "lfednest, sum"):
         assert sum(line.strip().startswith(name) for line in text.splitlines()) == 2
-    assert text.count(" ok ") == 18
+    assert text[: text.index("quadratic_tasks:")].count(" ok ") == 18
     assert "FAILED" not in text
+    tasks = text[text.index("quadratic_tasks:") :].splitlines()
+    for name in algorithms("local"):
+        found = [line for line in tasks if line.split()[0].rstrip(",") == name]
+        assert found
+        assert all(any(said in line for said in (" ok ", "no dense reference", "does not solve")) for line in found)
+    for name in ("maml", "maml, truncation 2", "fomaml", "reptile", "memfbo"):
+        assert any(line.strip().startswith(name) and " ok " in line for line in tasks)
 
 
 @pytest.mark.parametrize(
@@ -79,3 +92,82 @@ def test_a_lower_level_without_a_minimum_is_refused(tmp_path: Path) -> None:
     body = "return -super().lower(x, y, examples)"
     with pytest.raises(BadInput, match="strongly convex"):
         checked(written(tmp_path, WRONG.format(method="lower(self, x, y, examples)", body=body)))
+
+
+# ---- local lower level ----
+
+NETWORK = """
+from tests.test_meta_gradients import Softmax
+
+
+class Changed(Softmax):
+    {body}
+
+
+def problem():
+    return Changed()
+"""
+
+
+def network(folder: Path, body: str) -> Path:
+    return written(folder, NETWORK.format(body=body))
+
+
+def test_methods_pass_on_a_network_whose_support_losses_are_not_convex(tmp_path: Path) -> None:
+    passed, text = checked(network(tmp_path, "pass"))
+    assert passed
+    assert "6 tasks, y [31]" in text
+    smallest = float(text.splitlines()[1].split()[4])
+    assert smallest < 0
+    assert text.count(" ok ") >= 5
+
+
+@pytest.mark.parametrize(
+    ("body", "wrong"),
+    [
+        (
+            """def lower_hvp(self, x, y, v, prepared, weights):
+        from fedbilevel import derivatives
+        return 1.001 * derivatives.hvp(Softmax(), x, y, v, prepared, weights)""",
+            "maml",
+        ),
+        (
+            """def lower_gradient(self, x, y, prepared, weights):
+        from fedbilevel import derivatives
+        return 1.001 * derivatives.gradient_y(Softmax(), "lower", x, y, prepared, weights)""",
+            "reptile",
+        ),
+        (
+            """def upper_gradient_y(self, x, y, prepared, weights):
+        from fedbilevel import derivatives
+        return 1.001 * derivatives.gradient_y(Softmax(), "upper", x, y, prepared, weights)""",
+            "fomaml",
+        ),
+    ],
+    ids=["Hessian", "support gradient", "query gradient"],
+)
+def test_a_wrong_closed_form_of_a_task_fails(tmp_path: Path, body: str, wrong: str) -> None:
+    passed, text = checked(network(tmp_path, body))
+    assert not passed
+    assert any(line.split()[0] == wrong and "FAILED" in line for line in text.splitlines())
+
+
+def test_tasks_too_large_for_dense_hessians_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.check_tasks.LARGEST", 30)
+    with pytest.raises(BadInput, match="dimension 31'; allowed: at most 30"):
+        checked(network(tmp_path, "pass"))
+
+
+@pytest.mark.parametrize("time", [0.5, 3.0])
+def test_dense_solutions_of_quadratic_tasks_equal_the_closed_forms(time: float) -> None:
+    problem = QuadraticTasks(clients=2, dim=4)
+    tasks = problem.tasks(problem.clients.lower, np.array([[[0.1], [0.6]], [[0.3], [0.9]]]))
+    x = problem.initial(torch.Generator().manual_seed(0))[0]
+    dense, exact = DenseTasks(problem, tasks, x), QuadraticAdaptation(tasks)
+    y, unrolled = dense.descent(4, 0.3, 3)
+    expected = exact.maml(x, steps=4, step=0.3, truncation=3)
+    pairs = [(y, expected.y), (unrolled, expected.gradient), (dense.flow(time), exact.flow(x, time=time).gradient)]
+    held = exact.imaml(x, proximal=0.7)
+    pairs += [(dense.minimiser(0.7), held.y), (dense.implicit(0.7, held.y), held.gradient)]
+    for found, wanted in pairs:
+        assert torch.allclose(found, wanted, rtol=1e-8, atol=1e-9)

@@ -13,6 +13,7 @@ from fedbilevel import memory, simulate
 from fedbilevel.data import federate
 from fedbilevel.errors import BadInput
 from fedbilevel.problems import HyperRepresentation, Quadratic
+from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from server.algorithm import find
 from server.memory import estimate
 
@@ -33,6 +34,28 @@ simulate(problem, "fednest", iterations=2, **options)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 entry = find("fednest")
 print((after - before) * 1024, estimate(problem, initial(problem, 0), entry.parse(options), None).total)
+"""
+
+TASKS = """
+import re
+from pathlib import Path
+from bench.meta import FewShot
+from fedbilevel import simulate
+from server.algorithm import find
+from server.memory import estimate
+from server.simulation import initial
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+problem = FewShot()
+common = {{"evaluation_tasks": 2, "upper_step": 1e-3, "lower_step": 1e-3}}
+options = {{"tasks_per_client": 100, "local_steps": {steps}, **common}}
+simulate(problem, "{name}", iterations=1, tasks_per_client=1, local_steps=1, **common)
+before = peak()
+simulate(problem, "{name}", iterations=2, **options)
+after = peak()
+print(after - before, estimate(problem, initial(problem, 0), find("{name}").parse(options), None).total)
 """
 
 
@@ -83,3 +106,36 @@ def test_the_estimate_is_of_the_size_of_the_peak(width: int, steps: int) -> None
     assert measured < 1.5 * estimated
     if steps > 1:
         assert estimated < 4 * measured
+
+
+def test_tasks_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device=None: 8 * 2**20)
+    options = {"iterations": 1, "evaluation_tasks": 2}
+    with pytest.raises(BadInput, match=r"run: .*an estimated .*GiB"):
+        simulate("quadratic_tasks", "maml", local_steps=10_000, tasks_per_client=20, **options)
+    with pytest.raises(BadInput, match=r"run: .*an estimated .*GiB"):
+        simulate("quadratic_tasks", "fomaml", tasks_per_client=10_000, **options)
+    simulate("quadratic_tasks", "maml", local_steps=10, tasks_per_client=20, **options)
+
+
+def test_the_path_of_maml_counts_and_other_paths_do_not() -> None:
+    problem = QuadraticTasks(clients=6, dim=50, tasks=3)
+    start = problem.initial(torch.Generator())
+
+    def rows(name: str, steps: int, sampled: int | None = None) -> float:
+        options = find(name).parse({"local_steps": steps, "tasks_per_client": 7, "evaluation_tasks": 1})
+        return estimate(problem, start, options, sampled).rows
+
+    assert rows("maml", 30) - rows("maml", 10) == 20 * 6 * 7 * 50 * 8
+    assert rows("maml", 1000, 2) - rows("maml", 990, 2) == 10 * 2 * 7 * 50 * 8
+    for name in ("fomaml", "reptile", "memfbo", "bome"):
+        assert 0 < rows(name, 30) == rows(name, 10) < rows("maml", 10)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("maml", 20), ("fomaml", 20), ("memfbo", 3)])
+def test_the_estimate_of_tasks_is_of_the_size_of_the_peak(name: str, steps: int) -> None:
+    code = TASKS.format(name=name, steps=steps)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    measured, estimated = map(float, out.split())
+    assert measured < 1.5 * estimated
+    assert estimated < 4 * measured

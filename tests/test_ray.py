@@ -200,6 +200,13 @@ def test_large_vectors_travel_through_the_object_store(cluster: Cluster) -> None
     assert_same(simulate(problem, "aggitd", engine="ray", workers=2, **options).history, expected.history)
 
 
+def test_tasks_of_the_clients_give_the_same_history(cluster: Cluster) -> None:
+    options: dict[str, Any] = {"iterations": 3, "clients_per_round": 5, "upper_optimiser": "adam", "local_steps": 2}
+    for name in ("maml", "memfbo"):
+        expected = simulate("quadratic_tasks", name, **options)
+        assert_same(simulate("quadratic_tasks", name, engine="ray", workers=2, **options).history, expected.history)
+
+
 # --- what dies ---
 
 

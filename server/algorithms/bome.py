@@ -10,43 +10,61 @@ from torch import Tensor
 
 from clients.operations.oracles import lower_gradient
 from clients.operations.penalty import bome_directions
+from fedbilevel.errors import BadInput
 from fedbilevel.federation import Federation
+from fedbilevel.systems import LocalSteps
 from server import options
-from server.algorithm import Algorithm, State, algorithm
+from server.algorithm import Algorithm, algorithm
+from server.meta import MetaState, meta_algorithm
+from server.penalty import ProximalOptions
 
 
-class Options(options.Options):
+class Options(ProximalOptions):
     """Options of `bome`; steps on x and y in iteration k are divided by (1 + k)^step_decay."""
 
-    upper_step: options.UpperStep = 0.1
+    local_steps: Annotated[
+        LocalSteps | None, Field(description="K, default 5: steps on the y of a task, where the lower level is local")
+    ] = None
     upper_level_lower_step: Annotated[options.Step, Field(description="xi_y: step size of y (xi of the y step)")] = 0.1
     lower_step: Annotated[options.Step, Field(description="beta: step size of yh, the lower-level iterate")] = 0.1
     lower_rounds: options.LowerRounds = 5
     barrier: Annotated[options.Step, Field(description="eta: how much of the constraint's descent is demanded")] = 0.5
     step_decay: Annotated[options.Step, Field(description="power of the decreasing steps; 0: constant, biased")] = 0.0
 
+    def hold_local(self) -> None:
+        """Raises BadInput for decreasing steps too."""
+        super().hold_local()
+        if self.step_decay != 0:
+            raise BadInput("options.step_decay", self.step_decay, "0 where the lower level is local")
+
 
 @dataclass(frozen=True)
-class BomeState(State):
+class BomeState(MetaState):
     """k: the number of iterations done, for decreasing steps."""
 
     k: int = 0
 
 
 @algorithm(
-    "bome", source="Liu, Ye, Wright, Stone & Liu, BOME! Bilevel Optimization Made Easy, NeurIPS 2022", options=Options
+    "bome",
+    source="Liu, Ye, Wright, Stone & Liu, BOME! Bilevel Optimization Made Easy, NeurIPS 2022",
+    options=Options,
+    lower="any",
 )
 def bome(o: Options) -> Algorithm[BomeState]:
     """First order: value-function constraint with a dynamic barrier; T+1 rounds, bias O(step) at constant steps.
 
-    The paper is not federated: gradients are aggregated before the multiplier is computed (our reading).
+    The paper is not federated: gradients are aggregated before the multiplier is computed (our reading). With a local
+    lower level every task has its own multiplier (`clients/methods/penalty.py`), and one round is enough.
     """
-    T = o.lower_rounds
+    T, local = o.lower_rounds, meta_algorithm("bome", o)
 
     def init(x: Tensor, y: Tensor) -> BomeState:
         return BomeState(x, y)
 
     def step(state: BomeState, fed: Federation) -> BomeState:
+        if fed.local:
+            return replace(state, **vars(local.step(state, fed)))
         x, y = state.x, state.y
         decay = (1.0 + state.k) ** -o.step_decay
         # yh = y; T rounds: yh -= beta * agg(gy_i(x, yh))
@@ -63,4 +81,4 @@ def bome(o: Options) -> Algorithm[BomeState]:
         y_next = y - decay * o.upper_level_lower_step * (fy + mult * gy)
         return replace(state, x=x_next, y=y_next, hypergradient=h, k=state.k + 1)
 
-    return Algorithm(init, step, lambda index: T + 1)
+    return Algorithm(init, step, lambda index: T + 1, local.evaluate)

@@ -18,6 +18,10 @@ class Options(MetaOptions):
         options.Count | None, Field(description="differentiate through the last so many inner steps; default: all")
     ] = None
 
+    def kept(self) -> int:
+        """The path: K states."""
+        return self.local_steps
+
 
 @algorithm(
     "maml", source="Finn, Abbeel & Levine, Model-Agnostic Meta-Learning, ICML 2017", options=Options, lower="local"

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from clients.operations.penalty import penalty_steps
 from fedbilevel.federation import Federation
-from server import options
-from server.algorithm import Algorithm, State, algorithm
-from server.penalty import PenaltyOptions
+from server.algorithm import Algorithm, algorithm
+from server.meta import MetaState, meta_algorithm
+from server.penalty import PenaltyOptions, ProximalOptions
 
 
-class Options(PenaltyOptions):
+class Options(ProximalOptions, PenaltyOptions):
     """Options of `memfbo`."""
 
-    local_steps: options.LocalSteps = 1
+    def settings(self) -> dict[str, Any]:
+        """What the clients' method reads of these."""
+        return super().settings() | {"penalised_lower_step": self.penalised_step(self.penalty)}
 
 
 @dataclass(frozen=True)
-class MemFBOState(State):
-    """z: the minimiser of g alone; y minimises f + lam g, and lam*(z - y) tends to v = H^-1 fy."""
+class MemFBOState(MetaState):
+    """z: the minimiser of g alone; y minimises f + lam g, and lam*(z - y) tends to v = H^-1 fy.
+
+    Where the lower level is local, each task has a y and a z of its own, which start at x in every round.
+    """
 
     z: Tensor | None = None
 
 
-@algorithm("memfbo", source="MemFBO, AAAI 2025", options=Options)
+@algorithm("memfbo", source="MemFBO, AAAI 2025", options=Options, lower="any")
 def memfbo(o: Options) -> Algorithm[MemFBOState]:
     """First order, single loop: the three penalty steps in one round per iteration, bias O(1/lam).
 
     First order and single loop are confirmed by the paper's abstract; the formulas are our reading. Local steps are
     normalised as in ShroFBO: directions averaged over tau_i, steps multiplied by rho = sum_i p_i tau_i (over a sampled
-    set: sum_S p_i tau_i / sum_S p_i, whatever the weighting).
+    set: sum_S p_i tau_i / sum_S p_i, whatever the weighting). With a local lower level the clients take the steps on y
+    and z on every task (`clients/methods/penalty.py`), and dx travels up.
     """
-    eta_y = o.penalised_step(o.penalty)
+    eta_y, tau, local = o.penalised_step(o.penalty), o.local_steps or 1, meta_algorithm("memfbo", o)
 
     def init(x: Tensor, y: Tensor) -> MemFBOState:
         return MemFBOState(x, y, z=y)
 
     def step(state: MemFBOState, fed: Federation) -> MemFBOState:
+        if fed.local:
+            return replace(state, **vars(local.step(state, fed)))
         x, y, z = state.x, state.y, state.z
         # all at the old point: dx = fx + lam*(gx(y) - gx(z)), dy = fy + lam*gy(y), dz = gy(z)
         dx, dy, dz = fed.mean(
@@ -51,10 +60,10 @@ def memfbo(o: Options) -> Algorithm[MemFBOState]:
             upper_step=o.upper_step,
             lower_step=eta_y,
             auxiliary_step=o.lower_step,
-            local_steps=o.local_steps,
+            local_steps=tau,
         )
-        rho = fed.mean_local_steps(o.local_steps)
+        rho = fed.mean_local_steps(tau)
         x_next = x - rho * o.upper_step * dx
         return replace(state, x=x_next, y=y - rho * eta_y * dy, z=z - rho * o.lower_step * dz, hypergradient=dx)
 
-    return Algorithm(init, step, lambda index: 1)
+    return Algorithm(init, step, lambda index: 1, local.evaluate)

@@ -1,0 +1,188 @@
+"""`fedbilevel check` where the lower level is local: every method's meta-gradients against dense derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from clients.methods import methods
+from clients.tasks import TaskBatch
+from fedbilevel import randomness
+from fedbilevel.dense_tasks import DenseTasks
+from fedbilevel.errors import BadInput
+from fedbilevel.tasks import TaskProblem
+from server.algorithm import algorithms
+from server.meta import TaskOptions
+from server.simulation import initial
+
+CLIENTS, PER_CLIENT = 3, 2
+"""The tasks that are checked: so many of each of the first clients."""
+LARGEST = 1500
+"""The largest dimension of y for which the Hessians of these tasks are written down."""
+EXACT = 1e-9
+"""Relative error that an exact method may have."""
+SOLVER = 1e-6
+"""Relative error that a method may have which solves a differential equation numerically."""
+PENALTIES = (1e2, 1e3)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One method's relative error, what it is compared with, and what it may be; no error: there is no reference."""
+
+    estimator: str
+    reference: str
+    error: float | None = None
+    allowed: float = EXACT
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within what is allowed."""
+        return self.error is None or self.error <= self.allowed
+
+
+class TaskOracle:
+    """Some tasks of a problem at x0, their dense derivatives, and the methods run on them."""
+
+    def __init__(self, problem: TaskProblem, seed: int) -> None:
+        self.problem = problem
+        self.x, self.y = initial(problem, seed)
+        if len(self.x) > LARGEST:
+            found = f"a lower level of dimension {len(self.x)}"
+            raise BadInput("problem", found, f"at most {LARGEST}, for dense derivatives of every task")
+        clients = np.arange(min(CLIENTS, len(problem.clients)))
+        numbers = randomness.uniform(seed, clients, 0, "tasks to check", PER_CLIENT * problem.draws)
+        drawn = problem.tasks(problem.clients.lower.take(clients), numbers.reshape(len(clients), PER_CLIENT, -1))
+        self.batch = TaskBatch(problem, drawn, self.x)
+        self.dense = DenseTasks(problem, drawn, self.x)
+        eigenvalues = torch.linalg.eigvalsh(self.dense.hessian(self.batch.spread(self.x)))
+        self.smallest, self.largest = float(eigenvalues.min()), float(eigenvalues.max())
+
+    @property
+    def proximal(self) -> float:
+        """A lam_p with which the lower level is well conditioned: twice the largest curvature at x0."""
+        return 2.0 * max(abs(self.smallest), abs(self.largest))
+
+    def run(self, name: str, **wanted: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The meta-gradient of a method, its y, and the settings used: those wanted that it has, else its defaults."""
+        entry = algorithms("local")[name]
+        fields = entry.options.model_fields
+        options = entry.parse({key: value for key, value in wanted.items() if key in fields})
+        assert isinstance(options, TaskOptions)
+        x, settings = entry.factory(options).init(self.x, self.y).x, options.settings()
+        with torch.no_grad():
+            gradient = methods()[name].meta_gradient(self.batch, x, settings)[0]
+            return gradient, methods()[name].adapt(self.batch, x, settings).y, settings
+
+    def findings(self) -> Iterator[Finding]:
+        """Every method, one after another."""
+        for name, entry in algorithms("local").items():
+            try:
+                entry.hold(self.problem, "algorithm")
+            except BadInput:
+                yield Finding(name, "does not solve this problem")
+                continue
+            yield from REFERENCES.get(name, TaskOracle.unknown)(self, name)
+
+    def unknown(self, name: str) -> Iterator[Finding]:
+        """A method that has no reference here."""
+        yield Finding(name, "no dense reference")
+
+    def unrolled(self, name: str) -> Iterator[Finding]:
+        """MAML, whole and truncated, and first-order MAML: products of I - eta Hess L(y_k)."""
+        for truncation in (None, 2) if name == "maml" else (0,):
+            found, _, o = self.run(name, truncation=truncation)
+            kept = o["local_steps"] if truncation is None else truncation
+            _, expected = self.dense.descent(o["local_steps"], o["lower_step"], kept)
+            label = f"{name}, truncation {truncation}" if truncation else name
+            reference = (
+                "the gradient at y_K" if truncation == 0 else f"Hessians along {kept} of {o['local_steps']} steps"
+            )
+            yield Finding(label, reference, relative(found, expected))
+
+    def way_back(self, name: str) -> Iterator[Finding]:
+        """Reptile."""
+        found, _, o = self.run(name)
+        y = self.dense.descent(o["local_steps"], o["lower_step"], 0)[0]
+        yield Finding(name, "x - y_K: not a gradient", relative(found, self.dense.x - y))
+
+    def implicit(self, name: str) -> Iterator[Finding]:
+        """IMAML, and iBaML's mode under the prior N(x, I/lam): dense solves at their own y.
+
+        With u = (Hess L(y) + lam I)^-1 grad f(y), iBaML's gradient is lam u in the mean and lam u (y - x) in log s.
+        """
+        lam = self.proximal
+        solver = {"lower_step": 1 / lam, "cg_steps": 4 * len(self.x), "cg_tolerance": 1e-13}
+        found, y, _ = self.run(name, proximal=lam, initial_variance=1 / lam, **solver)
+        expected = self.dense.implicit(lam, y)
+        if name == "ibaml":
+            expected = torch.cat([expected, expected * (y - self.x)], -1)
+        yield Finding(name, f"dense solve at its y, lam = {lam:.3g}", relative(found, expected))
+
+    def flow(self, name: str) -> Iterator[Finding]:
+        """A-MAML: the sensitivity of the flow on a fine grid; by Euler steps, that of as many gradient steps."""
+        found, _, o = self.run(name, ode_steps=40)
+        T = o["local_steps"] * o["lower_step"] if o["horizon"] is None else o["horizon"]
+        yield Finding(name, f"dense flow to T = {T:g}", relative(found, self.dense.flow(T)), SOLVER)
+        found, _, o = self.run(name, solver="euler", ode_steps=o["local_steps"])
+        _, expected = self.dense.descent(o["local_steps"], T / o["local_steps"], o["local_steps"])
+        yield Finding(f"{name}, Euler", f"Hessians along {o['local_steps']} steps", relative(found, expected))
+
+    def penalty(self, name: str) -> Iterator[Finding]:
+        """MemFBO: the error falls as 1/penalty, so ten times the penalty leaves a tenth."""
+        lam, errors = self.proximal, []
+        expected = self.dense.implicit(lam, self.dense.minimiser(lam))
+        top = float(torch.linalg.eigvalsh(self.dense.hessian(self.dense.x, "upper")).abs().max())
+        for penalty in PENALTIES:
+            step = 1.0 / (penalty * 1.5 * lam + top)
+            steps = {"local_steps": 150, "lower_step": 1 / (1.5 * lam), "penalised_lower_step": step}
+            errors.append(relative(self.run(name, proximal=lam, penalty=penalty, **steps)[0], expected))
+        reference = f"a tenth of its error at penalty {PENALTIES[0]:g} ({errors[0]:.1e})"
+        yield Finding(f"{name}, penalty {PENALTIES[1]:g}", reference, errors[1], 0.15 * errors[0])
+
+
+REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
+    "maml": TaskOracle.unrolled,
+    "fomaml": TaskOracle.unrolled,
+    "reptile": TaskOracle.way_back,
+    "imaml": TaskOracle.implicit,
+    "ibaml": TaskOracle.implicit,
+    "a-maml": TaskOracle.flow,
+    "memfbo": TaskOracle.penalty,
+}
+"""What each method is held against."""
+
+
+def task_table(title: str, problem: TaskProblem, seed: int, console: Console) -> bool:
+    """Print a line per method. Returns whether all are within their bounds. Raises BadInput for too large a y."""
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    with console.status("dense derivatives"):
+        oracle = TaskOracle(problem, seed)
+    line(f"{title}: {len(problem.clients)} clients, {len(oracle.batch)} tasks, y [{len(oracle.x)}], float64, at x0")
+    line(f"  support losses: eigenvalues from {oracle.smallest:.3g} to {oracle.largest:.3g}")
+    line(f"  {'method':32} {'relative error':>15} {'allowed':>9}        against")
+    passed = True
+    for finding in oracle.findings():
+        passed = passed and finding.passed
+        if finding.error is None:
+            line(f"  {finding.estimator:32} {'':15} {'':9}        {finding.reference}")
+            continue
+        verdict = "ok" if finding.passed else "FAILED"
+        numbers = f"{finding.error:15.1e} {finding.allowed:9.1e}"
+        line(f"  {finding.estimator:32} {numbers} {verdict:6} {finding.reference}")
+    return passed
+
+
+def relative(found: Tensor, reference: Tensor, *, zero: bool = False) -> float:
+    """|found - reference| / |reference|, or |found| / |reference|."""
+    difference = found if zero else found - reference
+    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))

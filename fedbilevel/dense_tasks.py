@@ -1,0 +1,81 @@
+"""Dense reference solutions where the lower level is local: what meta-gradients are held against.
+
+Nothing here is used by an algorithm. Derivatives come from `torch.func` on the losses themselves, never from a
+problem's closed forms, so that a wrong closed form shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+
+from fedbilevel.derivatives import Level
+from fedbilevel.problem import Examples
+from fedbilevel.tasks import TaskProblem, Tasks
+
+FINE = 100
+"""Runge-Kutta steps of the flow."""
+
+
+class DenseTasks:
+    """B tasks at x [d]: derivatives at parameters y of their own [B, d], with Hessians [B, d, d]."""
+
+    def __init__(self, problem: TaskProblem, tasks: Tasks, x: Tensor) -> None:
+        self.problem, self.examples = problem, {"lower": tasks.support, "upper": tasks.query}
+        self.x, self.one = x.expand(len(tasks), -1), torch.eye(len(x), dtype=x.dtype, device=x.device)
+
+    def _loss(self, level: Level) -> Callable[[Tensor, Examples], Tensor]:
+        return lambda y, examples: torch.as_tensor(getattr(self.problem, level)(self.x[0], y, examples).mean())
+
+    def gradient(self, level: Level, y: Tensor) -> Tensor:
+        """`grad L(y)` (level "lower") or `grad f(y)` (level "upper")."""
+        return torch.as_tensor(vmap(grad(self._loss(level)))(y, self.examples[level]))
+
+    def hessian(self, y: Tensor, level: Level = "lower") -> Tensor:
+        """`Hess L(y)`."""
+        return torch.as_tensor(vmap(jacrev(grad(self._loss(level))), chunk_size=1)(y, self.examples[level]))
+
+    def descent(self, steps: int, step: float, kept: int) -> tuple[Tensor, Tensor]:
+        """Y after K gradient steps, and `(dy/dx)' grad f(y)` through the last `kept` of them."""
+        y, J = self.x, self.one.expand(len(self.x), -1, -1)
+        for k in range(steps):
+            if k >= steps - kept:
+                J = J - step * self.hessian(y) @ J
+            y = y - step * self.gradient("lower", y)
+        return y, self._back(y, J)
+
+    def flow(self, time: float) -> Tensor:
+        """`(dy/dx)' grad f(y)` after the gradient flow up to T: Runge and Kutta's fourth order on a fine grid."""
+
+        def slope(y: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
+            return -self.gradient("lower", y), -self.hessian(y) @ J
+
+        y, J, h = self.x, self.one.expand(len(self.x), -1, -1), time / FINE
+        for _ in range(FINE):
+            a = slope(y, J)
+            b = slope(y + h / 2 * a[0], J + h / 2 * a[1])
+            c = slope(y + h / 2 * b[0], J + h / 2 * b[1])
+            d = slope(y + h * c[0], J + h * c[1])
+            y, J = (v + h / 6 * (p + 2 * q + 2 * r + s) for v, p, q, r, s in zip((y, J), a, b, c, d, strict=True))
+        return self._back(y, J)
+
+    def _back(self, y: Tensor, J: Tensor) -> Tensor:
+        return torch.einsum("bij,bi->bj", J, self.gradient("upper", y))
+
+    def minimiser(self, lam: float, steps: int = 50) -> Tensor:
+        """The y that minimises `L(y) + (lam/2) |y - x|^2`, by Newton's method."""
+        y = self.x
+        for _ in range(steps):
+            slope = self.gradient("lower", y) + lam * (y - self.x)
+            moved = torch.linalg.solve(self.hessian(y) + lam * self.one, slope)
+            y = y - moved
+            if float(torch.linalg.vector_norm(moved)) <= 1e-14 * float(torch.linalg.vector_norm(y)):
+                break
+        return y
+
+    def implicit(self, lam: float, y: Tensor) -> Tensor:
+        """`lam (Hess L(y) + lam I)^-1 grad f(y)`."""
+        return lam * torch.as_tensor(torch.linalg.solve(self.hessian(y) + lam * self.one, self.gradient("upper", y)))
