@@ -169,6 +169,31 @@ def check(
     return 0 if run_check(config_file, overrides or [], stdout()) else 1
 
 
+@app.command(cls=Command)
+def memory(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Inner steps: local_steps, or the horizon and steps of a flow.")
+    ] = "10,30,100,300,1000",
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for memory.csv and the figure.")] = None,
+) -> int:
+    """Measure the peak memory of a client's meta-gradient against the number of inner steps."""
+    from experiments.memory import run_memory
+    from fedbilevel.errors import BadInput
+
+    counts = [int(part) for part in steps.split(",") if part.strip().isdecimal()]
+    if len(counts) != len(steps.split(",")) or min(counts) < 1:
+        raise BadInput("--steps", steps, "integers of at least 1 with commas between them")
+    try:
+        failures = run_memory(config_file, overrides or [], out, counts, stdout())
+    except BadInput as error:
+        raise _of_option(error) from error
+    for failure in failures:
+        complain(str(failure))
+    return 1 if failures else 0
+
+
 # ---- their parts ----
 
 
@@ -266,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter must not end a run
     # threads that wait spin by default, and two processes that do on two cores take ten times as long
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, talks on stderr
     command = typer.main.get_command(app)
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:

@@ -33,6 +33,8 @@ class State:
 
 S = TypeVar("S", bound=State)
 Lower = Literal["global", "local", "any"]
+NEEDS = {"features": "a problem whose network ends in a linear softmax head (with `features` and `classes`)"}
+"""What some algorithms need of a problem beyond the protocol: the attribute, and what it stands for."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Algorithm(Generic[S]):
 class Entry:
     """A row of the table: the algorithm's name, one line of what it is, its source, options and factory.
 
-    lower: the problems that it solves, those with a global lower level, with a local one, or any.
+    lower: the problems that it solves, those with a global lower level, with a local one, or any; needs: what it needs
+    of them beyond that, a key of NEEDS.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Entry:
     options: type[Options]
     factory: Callable[[Any], Algorithm[Any]]
     lower: Lower = "global"
+    needs: str | None = None
 
     def hold(self, problem: Problem, key: str) -> None:
         """Raises BadInput for a problem that this algorithm does not solve."""
@@ -71,6 +75,9 @@ class Entry:
         if self.lower not in (kind, "any"):
             fit = ", ".join(algorithms(kind))
             raise BadInput(key, self.name, f"for a problem with a {kind} lower level one of {fit}")
+        if self.needs is not None and not hasattr(problem, self.needs):
+            fit = ", ".join(name for name, entry in algorithms(kind).items() if entry.needs is None)
+            raise BadInput(key, self.name, f"{NEEDS[self.needs]}; for this problem one of {fit}")
 
     def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:
         """Build the algorithm. Raises BadInput, naming the option under `key`, for options it cannot use."""
@@ -85,13 +92,13 @@ _TABLE: dict[str, Entry] = {}
 
 
 def algorithm(
-    name: str, *, source: str, options: type[Options], lower: Lower = "global"
+    name: str, *, source: str, options: type[Options], lower: Lower = "global", needs: str | None = None
 ) -> Callable[[Callable[[Any], Algorithm[Any]]], Callable[[Any], Algorithm[Any]]]:
     """Enter a factory into the table; the first line of its docstring is the summary."""
 
     def enter(factory: Callable[[Any], Algorithm[Any]]) -> Callable[[Any], Algorithm[Any]]:
         summary = (factory.__doc__ or "").strip().splitlines()[0]
-        _TABLE[name] = Entry(name, summary, source, options, factory, lower)
+        _TABLE[name] = Entry(name, summary, source, options, factory, lower, needs)
         return factory
 
     return enter
