@@ -1,7 +1,15 @@
-"""Measures of adapted parameters on the query sets of unseen tasks."""
+"""Measures of adapted parameters on the query sets of unseen tasks: losses, calibration, and uncertainty against error.
+
+A method with a posterior N(y, diag variance) is judged by its predictive distribution over `SAMPLES` draws of it, the
+same standard normal numbers for every task; any other by the point that it adapted to.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.func import vmap
 
@@ -9,14 +17,106 @@ from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
 from fedbilevel.tasks import is_local
 
+SAMPLES = 10
+BINS = 15
+NOISE = 0.5
+"""Variance of a label around the curve: the one for which the squared error is a negative log-likelihood but for a
+constant."""
 
-def judge(batch: TaskBatch, adapted: Adapted) -> dict[str, Tensor]:
-    """Measures of each task, [B]: `test_loss`, and `test_accuracy` where labels are predicted."""
+Judged = dict[str, Tensor]
+
+
+def judge(batch: TaskBatch, adapted: Adapted) -> Judged:
+    """What `summary` needs of some tasks: numbers per task [B], and per query [B, q].
+
+    Per task `test_loss` at the adapted parameters y, and `unadapted_loss` at the initialisation. Per query `nll`, the
+    negative log-likelihood of the label; for classification also `correct` (0 or 1), the `confidence` in the predicted
+    class and the `entropy` of the prediction; for regression with a posterior the `deviation` of the prediction and its
+    absolute `error`.
+    """
     problem = batch.problem
     assert is_local(problem)
-    found = {"test_loss": batch.losses("upper", adapted.y)}
-    if problem.kind == "classification":
-        logits = vmap(problem.outputs)(adapted.y, batch.examples["upper"])
-        label = batch.examples["upper"]["label"]
-        found["test_accuracy"] = (logits.argmax(-1) == label).to(adapted.y.dtype).mean(-1)
-    return found
+    judged = {"test_loss": batch.losses("upper", adapted.y), "unadapted_loss": batch.losses("upper", batch.x)}
+    if problem.kind is None:
+        return judged
+    outputs, label = predictions(batch, adapted), batch.examples["upper"]["label"]
+    if problem.kind == "regression":
+        mean, variance = outputs.mean(0), outputs.var(0, correction=0) + NOISE
+        judged["nll"] = 0.5 * ((mean - label).square() / variance + (2 * math.pi * variance).log())
+        if adapted.variance is not None:
+            judged |= {"deviation": variance.sqrt(), "error": (mean - label).abs()}
+        return judged
+    log_p = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+    confidence, predicted = log_p.exp().max(-1)
+    judged["correct"] = (predicted == label).to(log_p.dtype)
+    judged["confidence"] = confidence
+    judged["nll"] = -log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+    judged["entropy"] = -(log_p.exp() * log_p).nan_to_num().sum(-1)
+    return judged
+
+
+def predictions(batch: TaskBatch, adapted: Adapted) -> Tensor:
+    """Outputs for the query sets, [samples, B, q] or [samples, B, q, classes]; one sample without a posterior."""
+    problem, query = batch.problem, batch.examples["upper"]
+    assert is_local(problem)
+    if adapted.variance is None:
+        return vmap(problem.outputs)(adapted.y, query).unsqueeze(0)
+    size = (SAMPLES, adapted.y.shape[-1])
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(adapted.y)
+    deviation = adapted.variance.sqrt()
+    return torch.stack([vmap(problem.outputs)(adapted.y + deviation * each, query) for each in noise])
+
+
+def summary(judged: Sequence[Judged]) -> dict[str, float]:
+    """Measures over all tasks judged, in one go or in parts.
+
+    `test_loss`, `test_accuracy` and `unadapted_loss` are means over tasks, `test_interval` is half the 95 % interval of
+    the accuracy's (else the loss's) mean, `nll` the mean over queries, `ece` the expected calibration error (Guo et
+    al., ICML 2017). `uncertainty_auroc` is how well the predictive entropy tells wrong predictions from right ones
+    (0.5: not at all); for regression `uncertainty_spearman` is the rank correlation of the predictive deviation with
+    the error. Both are nan where there is nothing to tell apart.
+    """
+    values = {key: torch.cat([each[key] for each in judged]).double() for key in judged[0]}
+    main = values["test_loss"]
+    measures: dict[str, float] = {
+        key: float(values[key].mean()) for key in ("test_loss", "unadapted_loss", "nll") if key in values
+    }
+    if "correct" in values:
+        main = values["correct"].mean(-1)
+        measures["test_accuracy"] = float(main.mean())
+        measures["ece"] = calibration_error(values["confidence"].flatten(), values["correct"].flatten())
+        measures["uncertainty_auroc"] = auroc(values["entropy"].flatten(), values["correct"].flatten() == 0)
+    if "deviation" in values:
+        measures["uncertainty_spearman"] = spearman(values["deviation"].flatten(), values["error"].flatten())
+    measures["test_interval"] = float(1.96 * main.std() / len(main) ** 0.5) if len(main) > 1 else math.nan
+    return measures
+
+
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
+    """The mean over predictions [n] of |accuracy - mean confidence| in the prediction's bin; equal bins of (0, 1]."""
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device).index_add_(0, index, correct - confidence)
+    return float(gap.abs().sum() / len(confidence))
+
+
+def auroc(score: Tensor, positive: Tensor) -> float:
+    """The chance that a positive has the higher score than a negative, ties counting half; [n] each."""
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if positives == 0 or negatives == 0:
+        return math.nan
+    return float((ranks(score)[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def spearman(a: Tensor, b: Tensor) -> float:
+    """The rank correlation of two samples [n]."""
+    a, b = (ranks(each) - (len(each) + 1) / 2 for each in (a, b))
+    scale = float(a.norm() * b.norm())
+    return float(a @ b) / scale if scale > 0 else math.nan
+
+
+def ranks(values: Tensor) -> Tensor:
+    """The rank of each value [n] from 1, the mean rank where several are equal; float64."""
+    _, index, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    mean: Tensor = (counts.cumsum(0) - (counts - 1) / 2.0).double()
+    return mean[index]

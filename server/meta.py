@@ -19,7 +19,7 @@ from fedbilevel.problem import Problem
 from fedbilevel.tasks import is_local
 from server import options
 from server.algorithm import Algorithm, State
-from server.measures import judge
+from server.measures import judge, summary
 
 EVALUATION_CHUNK = 100
 """Test tasks that are adapted at one time."""
@@ -109,8 +109,4 @@ def evaluated(
         for tasks in problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK):
             batch = TaskBatch(problem, tasks, method.parameters(x))
             seen.append(judge(batch, method.adapt(batch, x, settings)))
-    values = {key: torch.cat([each[key] for each in seen]).double() for key in seen[0]}
-    measures |= {key: float(value.mean()) for key, value in values.items()}
-    main = "test_accuracy" if "test_accuracy" in values else "test_loss"
-    measures["test_interval"] = float(1.96 * values[main].std() / len(values[main]) ** 0.5)
-    return measures
+    return measures | summary(seen)

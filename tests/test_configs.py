@@ -15,9 +15,10 @@ from server.experiment import Experiment, Observer, check_problem, local, plan, 
 CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.toml"))
 
 
-def needs_mnist(config: Path) -> None:
-    if "mnist" in config.read_text() and not (Path(os.environ.get("FEDBILEVEL_DATA", "")) / "mnist.npz").is_file():
-        pytest.skip("mnist.npz is not in $FEDBILEVEL_DATA")
+def needs_data(config: Path) -> None:
+    for word, file in (("mnist", "mnist.npz"), ("omniglot", "omniglot_small.npz")):
+        if word in config.read_text() and not (Path(os.environ.get("FEDBILEVEL_DATA", "")) / file).is_file():
+            pytest.skip(f"{file} is not in $FEDBILEVEL_DATA")
 
 
 def test_the_configs_are_there() -> None:
@@ -26,9 +27,12 @@ def test_the_configs_are_there() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_committed_config_runs_shortened(path: Path, tmp_path: Path) -> None:
-    needs_mnist(path)
+    needs_data(path)
     config = read(path)
-    shorter = read(path, [f"run.seeds={config.run.seeds[:1]}", "run.rounds=20", "run.evaluate_every=5"])
+    changes = [f"run.seeds={config.run.seeds[:1]}", "run.rounds=20", "run.evaluate_every=5"]
+    if "tasks_per_client" in config.options:
+        changes += ["options.evaluation_tasks=10", "options.tasks_per_client=1"]
+    shorter = read(path, changes)
     jobs = plan(shorter)
     check_problem(jobs)
     directory = RunDirectory.create(tmp_path / "run")

@@ -11,7 +11,7 @@ import os
 import random
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +102,9 @@ def load(name: str) -> Dataset:
     >>> digits.x_train.shape, digits.x_test.shape, digits.classes
     ((1437, 8, 8), (360, 8, 8), 10)
     """
-    files = _local_files()
+    files = local_files()
     if name in files:
-        return _from_arrays(name, _read(name, files[name]), str(files[name]))
+        return _from_arrays(name, read_arrays("data.name", name, files[name], (*ARRAYS, "owners")), str(files[name]))
     if name == "digits":
         return _digits()
     if name in _HUB:
@@ -112,7 +112,7 @@ def load(name: str) -> Dataset:
     raise unknown("data.name", name, {*DATASETS, *files})
 
 
-def _local_files() -> dict[str, Path]:
+def local_files() -> dict[str, Path]:
     """The npz files of `$FEDBILEVEL_DATA` by name; none where it is not set."""
     value = os.environ.get(FOLDER)
     if not value:
@@ -123,8 +123,12 @@ def _local_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.npz"))}
 
 
-def _read(name: str, path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file. Pickled objects are never opened: they could run code."""
+def read_arrays(setting: str, name: str, path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Those of some arrays that an npz file has. Pickled objects are never opened: they could run code.
+
+    Raises:
+        BadInput: the file cannot be read; its key is `setting`.
+    """
     try:
         # Without this numpy takes a file that is no zip for a pickle and says so.
         if path.is_file() and not zipfile.is_zipfile(path):
@@ -132,13 +136,13 @@ def _read(name: str, path: Path) -> dict[str, NDArray[Any]]:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with np.load(file, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in (*ARRAYS, "owners") if key in archive.files}
+                arrays = {key: archive[key] for key in keys if key in archive.files}
         for key, array in arrays.items():
             if not isinstance(array, np.ndarray):  # numpy hands out a member without its magic number as bytes
                 raise ValueError(f"{key} is no array")
         return arrays
     except Exception as error:  # on a mangled file zipfile, zlib and numpy raise almost anything
-        raise BadInput("data.name", name, f"a readable npz file, which {path} is not ({_reason(error)})") from error
+        raise BadInput(setting, name, f"a readable npz file, which {path} is not ({reason(error)})") from error
 
 
 def _from_arrays(name: str, arrays: Mapping[str, NDArray[Any]], source: str) -> Dataset:
@@ -175,13 +179,13 @@ def _from_arrays(name: str, arrays: Mapping[str, NDArray[Any]], source: str) -> 
             owners.dtype.kind in "iuU" and owners.shape == y_train.shape,
             f"owners of integers or strings, one per training example, not {owners.dtype} {list(owners.shape)}",
         )
-    x_train, x_test = (_pixels(arrays[key]) for key in ("x_train", "x_test"))
+    x_train, x_test = (pixels_of(arrays[key]) for key in ("x_train", "x_test"))
     for part, pixels in (("train", x_train), ("test", x_test)):
         require(bool(np.isfinite(pixels).all()), f"finite numbers, where x_{part} holds NaN or infinity (as float32)")
     return Dataset(name, x_train, y_train, x_test, y_test, int(y_train.max()) + 1, owners)
 
 
-def _pixels(x: NDArray[Any]) -> NDArray[np.float32]:
+def pixels_of(x: NDArray[Any]) -> NDArray[np.float32]:
     """Examples as float32; uint8 images are scaled to [0, 1]."""
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite then, and refused
         pixels = x.astype(np.float32)
@@ -209,27 +213,30 @@ def _download(name: str, hub: _Hub) -> Dataset:
     import huggingface_hub
 
     unreachable = ""
-    with _quiet():
+    with quiet():
         try:
             # One request without retries: a download without a network would retry for half a minute.
             huggingface_hub.HfApi().dataset_info(hub.repository, timeout=PROBE_SECONDS)
         except Exception as error:  # whatever the client raises, the cache may still hold the data
-            unreachable = _reason(error)
+            unreachable = reason(error)
         try:
             with _cache_only(bool(unreachable)):
                 arrays = _columns(datasets.load_dataset(hub.repository), hub)
         except Exception as error:  # network, disk, checksums, decoding: the library raises almost anything
-            why = unreachable or _reason(error)
-            where = f"set {FOLDER} to a folder with {name}.npz"
-            if os.environ.get(FOLDER):
-                where = f"put {name}.npz into {FOLDER} ({os.environ[FOLDER]})"
-            raise BadInput(
-                "data.name",
-                name,
-                f"a data set at hand, but there is no local {name}.npz and the download of {hub.repository} failed "
-                f"({why}); {where}, or take digits, which needs no network",
-            ) from error
+            why = unreachable or reason(error)
+            raise BadInput("data.name", name, absent(name, hub.repository, why)) from error
     return _from_arrays(name, arrays, hub.repository)
+
+
+def absent(name: str, source: str, why: str) -> str:
+    """What is allowed where a download failed."""
+    where = f"set {FOLDER} to a folder with {name}.npz"
+    if os.environ.get(FOLDER):
+        where = f"put {name}.npz into {FOLDER} ({os.environ[FOLDER]})"
+    return (
+        f"a data set at hand, but there is no local {name}.npz and the download of {source} failed "
+        f"({why}); {where}, or take digits, which needs no network"
+    )
 
 
 def _columns(splits: Mapping[str, Any], hub: _Hub) -> dict[str, NDArray[Any]]:
@@ -270,7 +277,7 @@ def _held_out(owners: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the Hub's warnings and log lines: what matters in them is said by the error."""
     from datasets.utils import logging as of_datasets
     from huggingface_hub.utils import logging as of_hub
@@ -304,7 +311,7 @@ def _cache_only(wanted: bool) -> Iterator[None]:
             switch.HF_HUB_OFFLINE = value
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """An error in a few words of one line."""
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return text if len(text) <= 160 else text[:157] + "..."

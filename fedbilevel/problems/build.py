@@ -23,9 +23,11 @@ from fedbilevel.data import FederatedData
 from fedbilevel.device import moved
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.problem import ClientData, Examples, Problem, Ragged, map_examples
+from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.hyper_representation import HyperRepresentation
 from fedbilevel.problems.quadratic import Quadratic
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.sinusoid import Sinusoid
 from fedbilevel.tasks import TaskProblem, is_local
 from fedbilevel.validation import NOTHING, described, unknown_key
 
@@ -34,6 +36,8 @@ Factory = Callable[..., Problem]
 PROBLEMS: dict[str, tuple[Factory, str]] = {
     "quadratic": (Quadratic, "heterogeneous quadratics with closed-form y*, hypergradient and x*"),
     "hyper_representation": (HyperRepresentation, "x: representation of an MLP; y: L2-regularised linear head"),
+    "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
+    "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),
 }
 _GIVEN = ("data", "dtype")

@@ -1,0 +1,157 @@
+"""The problem `sinusoid`: the clients' ranges, the tasks, and that methods learn it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedbilevel import simulate
+from fedbilevel.errors import BadInput
+from fedbilevel.problems import build
+from fedbilevel.problems.sinusoid import Sinusoid
+from fedbilevel.tasks import Tasks
+
+
+def fitted(tasks: Tasks) -> tuple[np.ndarray, np.ndarray]:
+    """Amplitude and phase of every task by least squares on sin t and cos t; the fit is exact."""
+    found = []
+    for k in range(len(tasks)):
+        parts = [tasks.support, tasks.query]
+        t = np.concatenate([part["input"][k, :, 0].double().numpy() for part in parts])
+        label = np.concatenate([part["label"][k].double().numpy() for part in parts])
+        assert np.abs(t).max() <= 5
+        (a, b), residual, *_ = np.linalg.lstsq(np.stack([np.sin(t), np.cos(t)], 1), label, rcond=None)
+        assert float(residual[0]) < 1e-16
+        found.append((math.hypot(a, b), math.atan2(b, a) % (2 * math.pi)))
+    amplitude, phase = np.array(found).T
+    return amplitude, phase
+
+
+def drawn(problem: Sinusoid, tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = np.random.default_rng(0).random((len(problem.clients), tasks, problem.draws))
+    amplitude, phase = fitted(problem.tasks(problem.clients.lower, numbers))
+    return amplitude.reshape(-1, tasks), phase.reshape(-1, tasks)
+
+
+def test_shapes() -> None:
+    problem = Sinusoid(clients=4, shots=3, queries=7)
+    tasks = problem.tasks(problem.clients.lower, np.random.default_rng(0).random((4, 5, problem.draws)))
+    assert (len(tasks), problem.draws, problem.task_sizes) == (20, 12, (3, 7))
+    assert (tasks.support["input"].shape, tasks.support["label"].shape) == ((20, 3, 1), (20, 3))
+    assert (tasks.query["input"].shape, tasks.query["label"].shape) == ((20, 7, 1), (20, 7))
+    x, y = problem.initial(torch.Generator().manual_seed(0))
+    assert x.shape == y.shape == (40 + 40 + 1600 + 40 + 40 + 1,)
+    one = {name: tensor[0] for name, tensor in tasks.query.items()}
+    expected = (problem.outputs(x, one) - one["label"]) ** 2
+    torch.testing.assert_close(problem.lower(x, x, one), expected)
+    torch.testing.assert_close(problem.upper(x, x, one), expected)
+
+
+def test_without_heterogeneity_every_client_has_the_whole_ranges() -> None:
+    amplitude, phase = drawn(Sinusoid(clients=4, heterogeneity=0.0), 200)
+    for own, low, high in ((amplitude, 0.1, 5.0), (phase, 0.0, math.pi)):
+        assert own.min() >= low
+        assert own.max() <= high
+        width = high - low
+        assert (own.min(1) < low + 0.05 * width).all()
+        assert (own.max(1) > high - 0.05 * width).all()
+
+
+@pytest.mark.parametrize("clients", [1, 5, 10, 12])
+def test_with_full_heterogeneity_the_ranges_are_disjoint_and_cover_everything(clients: int) -> None:
+    problem = Sinusoid(clients=clients)
+    low, high = (problem.clients.lower.values[key].numpy() for key in ("low", "high"))
+    assert float((high - low).prod(1).sum()) == pytest.approx(4.9 * math.pi)
+    for i in range(clients):
+        for j in range(i):
+            overlap = np.minimum(high[i], high[j]) - np.maximum(low[i], low[j])
+            assert overlap.min() <= 1e-12
+    amplitude, phase = drawn(problem, 20)
+    for k, own in enumerate((amplitude, phase)):
+        assert (own >= low[:, k : k + 1] - 1e-9).all()
+        assert (own <= high[:, k : k + 1] + 1e-9).all()
+
+
+def test_heterogeneity_narrows_the_ranges_in_proportion() -> None:
+    widths = []
+    for heterogeneity in (0.0, 0.5, 1.0):
+        held = Sinusoid(clients=6, heterogeneity=heterogeneity).clients.lower.values
+        widths.append(held["high"] - held["low"])
+    torch.testing.assert_close(widths[1], (widths[0] + widths[2]) / 2)
+
+
+def test_clients_hold_nothing_but_their_ranges() -> None:
+    held = Sinusoid(clients=7).clients.lower
+    assert {name: tuple(tensor.shape) for name, tensor in held.values.items()} == {"low": (7, 2), "high": (7, 2)}
+
+
+def test_the_same_numbers_make_the_same_tasks_wherever_a_client_is() -> None:
+    problem = Sinusoid(clients=6)
+    numbers = np.random.default_rng(0).random((6, 3, problem.draws))
+    whole = problem.tasks(problem.clients.lower, numbers)
+    some = np.array([5, 2])
+    part = problem.tasks(problem.clients.lower.take(some), numbers[some])
+    assert torch.equal(whole.query["label"][[15, 16, 17, 6, 7, 8]], part.query["label"])
+
+
+def test_the_sequence_of_test_tasks_is_fixed_and_over_the_whole_ranges() -> None:
+    problem = Sinusoid(clients=3)
+    longer, shorter, other = problem.test_tasks(300), Sinusoid(clients=9).test_tasks(7), Sinusoid(seed=1).test_tasks(7)
+    assert torch.equal(longer.support["label"][:7], shorter.support["label"])
+    assert not torch.equal(other.support["label"], shorter.support["label"])
+    amplitude, phase = fitted(longer)
+    assert amplitude.min() < 0.3
+    assert amplitude.max() > 4.8
+    assert phase.min() < 0.15
+    assert phase.max() > 3.0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [
+        ({"clients": 0}, "problem.clients"),
+        ({"heterogeneity": 1.5}, "problem.heterogeneity"),
+        ({"heterogeneity": float("nan")}, "problem.heterogeneity"),
+        ({"shots": 0}, "problem.shots"),
+        ({"queries": -1}, "problem.queries"),
+        ({"hidden": []}, "problem.hidden"),
+        ({"activation": "gelu"}, "problem.activation"),
+        ({"seed": -1}, "problem.seed"),
+        ({"clents": 3}, "problem.clents"),
+    ],
+)
+def test_bad_input_is_named(parameters: dict[str, Any], key: str) -> None:
+    with pytest.raises(BadInput) as error:
+        build("sinusoid", parameters, data=lambda: pytest.fail("asked for data"), dtype=None)
+    assert error.value.key == key
+
+
+def test_maml_learns_curves() -> None:
+    result = simulate(
+        Sinusoid(clients=4),
+        "maml",
+        iterations=60,
+        evaluate_every=60,
+        local_steps=1,
+        lower_step=0.01,
+        upper_step=0.01,
+        upper_optimiser="adam",
+        evaluation_tasks=100,
+        dtype="float32",
+    )
+    first, last = (row["test_loss"] for row in (result.history[0], result.history[-1]))
+    assert isinstance(first, float)
+    assert isinstance(last, float)
+    assert last < 0.8 * first
+    assert result.x.dtype == torch.float32
+
+
+def test_a_run_does_not_depend_on_the_number_of_workers() -> None:
+    options: dict[str, Any] = {"iterations": 3, "evaluation_tasks": 5, "lower_step": 0.01, "upper_step": 0.001}
+    one, three = (simulate(Sinusoid(clients=4, hidden=[8]), "maml", workers=w, **options) for w in (1, 3))
+    assert one.x.dtype == torch.float64
+    torch.testing.assert_close(one.x, three.x, rtol=1e-10, atol=1e-12)
