@@ -97,7 +97,10 @@ def test_a_lower_level_without_a_minimum_is_refused(tmp_path: Path) -> None:
 # ---- local lower level ----
 
 NETWORK = """
+from fedbilevel import derivatives
 from tests.test_meta_gradients import Softmax
+
+right = Softmax()
 
 
 class Changed(Softmax):
@@ -127,20 +130,17 @@ def test_methods_pass_on_a_network_whose_support_losses_are_not_convex(tmp_path:
     [
         (
             """def lower_hvp(self, x, y, v, prepared, weights):
-        from fedbilevel import derivatives
-        return 1.001 * derivatives.hvp(Softmax(), x, y, v, prepared, weights)""",
+        return 1.001 * derivatives.hvp(right, x, y, v, prepared, weights)""",
             "maml",
         ),
         (
             """def lower_gradient(self, x, y, prepared, weights):
-        from fedbilevel import derivatives
-        return 1.001 * derivatives.gradient_y(Softmax(), "lower", x, y, prepared, weights)""",
+        return 1.001 * derivatives.gradient_y(right, "lower", x, y, prepared, weights)""",
             "reptile",
         ),
         (
             """def upper_gradient_y(self, x, y, prepared, weights):
-        from fedbilevel import derivatives
-        return 1.001 * derivatives.gradient_y(Softmax(), "upper", x, y, prepared, weights)""",
+        return 1.001 * derivatives.gradient_y(right, "upper", x, y, prepared, weights)""",
             "fomaml",
         ),
     ],

@@ -18,7 +18,8 @@ from server.algorithm import find
 from server.memory import estimate
 
 PEAK = """
-import resource, torch
+import re
+from pathlib import Path
 from fedbilevel import simulate
 from fedbilevel.data import federate
 from fedbilevel.problems import HyperRepresentation
@@ -26,14 +27,17 @@ from server.algorithm import find
 from server.memory import estimate
 from server.simulation import initial
 
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
 problem = HyperRepresentation(federate("digits", clients=40, partition_name="iid"), hidden=[{width}])
 options = {{"upper_local_steps": {steps}, "neumann_terms": 1, "upper_step": 1e-3, "lower_step": 1e-3}}
 simulate(problem, "fednest", iterations=1, neumann_terms=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 simulate(problem, "fednest", iterations=2, **options)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 entry = find("fednest")
-print((after - before) * 1024, estimate(problem, initial(problem, 0), entry.parse(options), None).total)
+print(after - before, estimate(problem, initial(problem, 0), entry.parse(options), None).total)
 """
 
 TASKS = """

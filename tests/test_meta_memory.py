@@ -32,7 +32,7 @@ GROWTH = {
     "a-maml, midpoint": (2, {"solver": "midpoint"}, (10, 100, 300)),
     "a-maml, backward": (0, {"adjoint": "backward", "solver": "euler"}, (10, 1000)),
 }
-FLAT = ("fomaml", "reptile", "imaml", "ibaml")
+FLAT = ("fomaml", "reptile", "imaml", "ibaml", "memfbo", "bome")
 CASES = GROWTH | {name: (0, {}, (10, 1000)) for name in methods() if name in FLAT}
 
 
