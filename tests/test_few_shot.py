@@ -20,7 +20,7 @@ from fedbilevel.data.characters import load_characters, read_archives
 from fedbilevel.data.episodes import Episodes, dealt, held_out
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import Ragged
-from fedbilevel.problems import build
+from fedbilevel.problems import build, networks
 from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.networks import Convolutions, Network, Perceptron
 
@@ -488,3 +488,13 @@ def test_maml_learns_on_the_digits(network: str) -> None:
     assert result.x.dtype == torch.float32
     float64 = simulate("few_shot", "fomaml", dtype="float64", iterations=1, tasks_per_client=1, evaluation_tasks=2)
     assert float64.x.dtype == torch.float64
+
+
+def test_the_first_use_of_a_network_may_be_inside_a_transform() -> None:
+    networks._index.cache_clear()
+    network = networks.Convolutions(1, 2, 3, 1)
+    y = network.initial(torch.Generator().manual_seed(0))
+    inputs = torch.zeros(2, 6, 6, dtype=torch.float64)
+    torch.func.grad(lambda y: network(y, inputs).sum())(y)
+    assert network(y, inputs).shape == (2, 3)
+    assert torch.func.grad(lambda y: network(y, inputs).sum())(y).shape == y.shape

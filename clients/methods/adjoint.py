@@ -16,7 +16,12 @@ class AdjointMaml(Method):
 
     `adjoint`: "stored" keeps the states (and slopes) of the forward grid; "backward" runs y backwards beside a, which
     needs no memory but amplifies every error by exp(curvature * T).
+
+    Reports the share of tasks whose support loss grew along the flow, which steps too long for its curvature make; it
+    is not zero only with `unstable` = "report", since "refuse" ends the run.
     """
+
+    reports = ("unstable",)
 
     def adapt(self, tasks: TaskBatch, x: Tensor, o: Settings) -> Adapted:
         """y(T)."""
@@ -24,11 +29,13 @@ class AdjointMaml(Method):
 
     def meta_gradient(self, tasks: TaskBatch, x: Tensor, o: Settings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """a(0)."""
-        if o["adjoint"] == "backward":
-            return _backward(tasks, flow(tasks, x, o), o), ()
         path = Path()
-        a = tasks.gradient("upper", flow(tasks, x, o, path))
-        return _sweep(tasks, path, a, o), ()
+        if o["adjoint"] == "backward":
+            gradient = _backward(tasks, flow(tasks, x, o), o)
+        else:
+            a = tasks.gradient("upper", flow(tasks, x, o, path))
+            gradient = _sweep(tasks, path, a, o)
+        return gradient, (torch.zeros_like(gradient[:, 0]) if path.unstable is None else path.unstable,)
 
     def passes(self, o: Settings) -> tuple[float, float]:
         """A gradient and a product per stage and step; dopri5 is counted as if it took `ode_steps` steps."""

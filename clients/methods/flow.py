@@ -39,11 +39,15 @@ def grid_steps(o: Settings) -> int:
 
 @dataclass
 class Path:
-    """States y [B, d] of a flow at increasing times, and grad L there where the sweep back needs it (not for Euler)."""
+    """States y [B, d] of a flow at increasing times, and grad L there where the sweep back needs it (not for Euler).
+
+    unstable [B]: 1 for the tasks whose loss has grown along the flow; None where the solver chooses its steps.
+    """
 
     times: list[float] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     slopes: list[Tensor] = field(default_factory=list)
+    unstable: Tensor | None = None
 
     def keep(self, time: float, y: Tensor, slope: Tensor | None = None) -> None:
         """Append."""
@@ -81,7 +85,7 @@ def flow(tasks: TaskBatch, x: Tensor, o: Settings, path: Path | None = None) -> 
         return end
     steps = grid_steps(o)
     h = T / steps
-    watch = Watch(tasks, y, h, solver)
+    watch = Watch(tasks, y, h, solver, refuse=o.get("unstable") != "report")
     for k in range(steps):
         g = tasks.gradient("lower", y)
         watch.slope(y, g)
@@ -93,6 +97,8 @@ def flow(tasks: TaskBatch, x: Tensor, o: Settings, path: Path | None = None) -> 
         watch.slope(y, g)
         path.keep(T, y, g)
     watch.end(y)
+    if path is not None:
+        path.unstable = watch.met
     return y
 
 

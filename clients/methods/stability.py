@@ -22,10 +22,14 @@ class Watch:
 
     Only where |grad L| or the loss of a task grows, or is not finite, the curvature is estimated where that began; a
     slope that may grow (the loss is not convex) has to double before it is looked at again.
+
+    refuse: otherwise `met` [B] notes the tasks whose loss has grown, which no exact flow does, and only numbers that
+    are not finite are refused.
     """
 
-    def __init__(self, tasks: TaskBatch, y: Tensor, h: float, solver: str) -> None:
-        self.tasks, self.h, self.solver = tasks, h, solver
+    def __init__(self, tasks: TaskBatch, y: Tensor, h: float, solver: str, *, refuse: bool = True) -> None:
+        self.tasks, self.h, self.solver, self.refuse = tasks, h, solver, refuse
+        self.met = torch.zeros_like(y[:, 0])
         self._loss = tasks.losses("lower", y)
         self._allowed: Tensor | None = None
         self._y, self._g = y, y
@@ -44,11 +48,14 @@ class Watch:
         """Look at the loss at the last state. Raises UnstableFlow."""
         loss = self.tasks.losses("lower", y)
         grew = ~(loss <= self._loss + 1e-6 * self._loss.abs())
+        self.met = torch.maximum(self.met, grew.to(self.met.dtype))
         if bool(grew.any()):
             self._examine(grew, y - self._y)
 
     def _examine(self, grew: Tensor, direction: Tensor) -> None:
         finite = torch.isfinite(direction).all(-1)
+        if not self.refuse and bool(finite.all()):
+            return
         start = torch.where(finite[:, None], direction, self._g)
         largest = float(curvature(self.tasks, self._y, start)[grew].max())
         refuse(self.h, self.solver, largest, finite=bool(finite.all()))

@@ -13,7 +13,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
@@ -127,12 +129,12 @@ def _patches(h: Tensor) -> Tensor:
     n, side, _, channels = h.shape
     out = (side + 1) // 2
     flat = pad(h, (0, 0, 1, 1, 1, 1)).flatten(1, 2)
-    return flat[:, _index(side).to(h.device)].reshape(n, out, out, 9 * channels)
+    return flat[:, torch.as_tensor(_index(side), device=h.device)].reshape(n, out, out, 9 * channels)
 
 
 @cache
-def _index(side: int) -> Tensor:
-    """Where the patches' pixels are in a padded image that is flattened."""
-    start, offset = 2 * torch.arange((side + 1) // 2), torch.arange(3)
+def _index(side: int) -> NDArray[np.int64]:
+    """Where the patches' pixels are in a padded image that is flattened; no tensor, which a transform could own."""
+    start, offset = 2 * np.arange((side + 1) // 2), np.arange(3)
     row, column = start[:, None, None, None] + offset[:, None], start[:, None, None] + offset
-    return (row * (side + 2) + column).flatten()
+    return np.asarray((row * (side + 2) + column).ravel(), dtype=np.int64)

@@ -39,6 +39,14 @@ class Options(FlowOptions):
         Field(description="keep the forward states, or run them backwards (no memory, but unstable for long horizons)"),
     ] = "stored"
 
+    unstable: Annotated[
+        Literal["refuse", "report"],
+        Field(
+            description="steps too long for the curvature that the flow meets: end the run, and say which are stable; "
+            "or go on, and report the share of tasks whose support loss grew (metric_unstable)"
+        ),
+    ] = "refuse"
+
     def kept(self) -> int:
         """The stored states, and the slopes where the sweep needs them."""
         steps = self.local_steps if self.ode_steps is None else self.ode_steps
@@ -47,7 +55,7 @@ class Options(FlowOptions):
 
 @algorithm(
     "a-maml",
-    source="Li, Wang & Xu, A-MAML: Meta-Learning with Adjoint Methods, 2021",
+    source="Li, Wang, Narayan, Kirby & Zhe, Meta-Learning with Adjoint Methods, 2021",
     options=Options,
     lower="local",
 )
