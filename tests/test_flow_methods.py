@@ -407,6 +407,23 @@ def test_comln_keeps_the_length_of_its_steps_as_the_horizon_grows():
     assert not torch.allclose(grown, coarse, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("step", "share"), [(0.5, 0.0), (5.0, 1.0)])
+def test_steps_too_long_may_be_reported_and_the_gradient_is_that_of_the_steps_made(step, share):
+    flat = QuadraticTasks(clients=3, mu=0.9, L=1.0)
+    common = {"iterations": 1, "lower_step": step, "local_steps": 3, "trace": True, "upper_step": 0.0, "seed": 2}
+    maml = simulate(flat, "maml", **common)
+    euler = simulate(flat, "a-maml", solver="euler", unstable="report", **common)
+    assert euler.history[-1]["metric_unstable"] == share
+    expected = maml.trace[0].hypergradient
+    assert torch.allclose(euler.trace[0].hypergradient, expected, rtol=1e-12, atol=0)
+    if share:
+        with pytest.raises(ClientFailed, match="unstable"):
+            simulate(flat, "a-maml", solver="euler", **common)
+    else:
+        strict = simulate(flat, "a-maml", solver="euler", **common)
+        assert torch.equal(strict.trace[0].hypergradient, euler.trace[0].hypergradient)
+
+
 def test_comln_refuses_unstable_steps_and_horizons_without_end():
     batch, x = drawn(Softmax(scale=20.0))
     with pytest.raises(UnstableFlow, match=r"of the rk4 flow is unstable.*stable below"):
