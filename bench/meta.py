@@ -7,7 +7,6 @@ layer of 64 and a linear softmax head (12,933 parameters); 32 tasks and the meth
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -16,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.timing import seconds
 from clients.methods import methods
 from clients.tasks import TaskBatch
-from fedbilevel.errors import BadInput
+from fedbilevel.peak import peak_memory
 from fedbilevel.problem import ClientData, Examples, Ragged
 from fedbilevel.tasks import Tasks
 from server.algorithm import algorithms
@@ -125,16 +125,10 @@ def _autograd(steps: int, step: float) -> Callable[[], Tensor]:
     return call
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
 def _ratio(slow: Callable[[], Tensor], fast: Callable[[], Tensor], repeats: int) -> float:
     """How much faster; medians of runs that alternate, of functions with the same result."""
     assert torch.allclose(slow(), fast(), atol=1e-5)
-    pairs = [(_seconds(slow), _seconds(fast)) for _ in range(repeats)]
+    pairs = [(seconds(slow), seconds(fast)) for _ in range(repeats)]
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
 
@@ -156,7 +150,7 @@ def meta_gradient_ms(repeats: int = 5) -> dict[str, float]:
     for name in algorithms("local"):
         call = _call(name)
         call()
-        found[name] = 1e3 * statistics.median(_seconds(call) for _ in range(repeats))
+        found[name] = 1e3 * statistics.median(seconds(call) for _ in range(repeats))
     return found
 
 
@@ -165,10 +159,6 @@ def meta_gradient_peak_mb() -> dict[str, float]:
 
     Raises BadInput where it cannot be measured.
     """
-    try:
-        from fedbilevel.peak import peak_memory  # type: ignore[import-not-found]
-    except ImportError:
-        raise BadInput("meta_gradient_peak_mb", "no fedbilevel.peak", "a measure of peak memory") from None
     return {name: peak_memory(_call(name)) / 1e6 for name in algorithms("local")}
 
 
