@@ -22,7 +22,7 @@ test: install
 	$(PYTHON) -m pytest
 
 bench: install
-	$(PYTHON) -m bench
+	KINETO_LOG_LEVEL=99 $(PYTHON) -m bench
 
 check: install
 	$(PYTHON) -m experiments.cli check
