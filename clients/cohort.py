@@ -218,7 +218,7 @@ class Cohort:
         """Prepared examples for x: once per x for all examples of a common x, then rows are taken from them.
 
         Linearised at y, where that is common too: once per (x, y) for an operation on all examples. A minibatch takes
-        from what is there already, and does not pay for examples that it does not see.
+        from that where gradients see all examples anyway, so that it pays for none that nobody sees.
         """
         held, index = self.held, rows.index
         if x.ndim == 2:
@@ -226,7 +226,7 @@ class Cohort:
         everything = index is None or rows is held.full_rows.get(level)
         key = (level, "x")
         flat = self._kept(key, (x,), lambda: self._prepare(level, x, None))
-        if y is not None and y.ndim == 1 and (everything or self._has((level, "x y"), (x, y))):
+        if y is not None and y.ndim == 1 and (everything or self.draw.gradient_batch is None):
             prepared, key = flat, (level, "x y")
             flat = self._kept(key, (x, y), lambda: derivatives.linearise(held.problem, x, y, prepared))
         if index is None:
@@ -241,15 +241,12 @@ class Cohort:
         values = self.held.levels[level].values if rows is None else self._examples(level, rows)
         return derivatives.prepare(self.held.problem, x, values)
 
-    def _has(self, key: tuple[Level, str], of: tuple[object, ...]) -> bool:
-        kept = self.held.prepared.get(key)
-        return kept is not None and all(a is b for a, b in zip(kept[0], of, strict=True))
-
     def _kept(self, key: tuple[Level, str], of: tuple[object, ...], make: Callable[[], Examples]) -> Examples:
         """The latest value under the key, made anew unless it was made of these very objects."""
-        if not self._has(key, of):
-            self.held.prepared[key] = (of, make())
-        return self.held.prepared[key][1]
+        kept = self.held.prepared.get(key)
+        if kept is None or not all(a is b for a, b in zip(kept[0], of, strict=True)):
+            kept = self.held.prepared[key] = (of, make())
+        return kept[1]
 
     # ---- derivatives ----
 

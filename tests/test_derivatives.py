@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from clients.cohort import Cohort, Draw, Held
 from clients.node import Node, Setting
-from clients.operations import OPERATIONS
+from clients.operations import OPERATIONS as ALL
 from fedbilevel import ClientData, derivatives, simulate
 from fedbilevel.data import FederatedData, federate
 from fedbilevel.messages import Request
@@ -25,6 +25,8 @@ from server.algorithm import algorithms
 
 LEVELS: tuple[derivatives.Level, derivatives.Level] = ("lower", "upper")
 Structure = Literal["tensor", "tuple", "dict"]
+OPERATIONS = {name: operation for name, operation in ALL.items() if not operation.tasks}
+"""Those of a global lower level."""
 
 
 class Curved:
@@ -363,9 +365,12 @@ def test_an_operation_that_says_it_is_linear_is() -> None:
             assert not operation.linear({**options, operation.steps: [1, 1, 2]})
 
 
-def test_answers_do_not_depend_on_what_was_asked_before() -> None:
+@pytest.mark.parametrize("gradient_batch", [None, 3])
+@pytest.mark.parametrize("closed", [False, True])
+def test_answers_do_not_depend_on_what_was_asked_before(closed: bool, gradient_batch: int | None) -> None:
     """What was prepared for one x, or for some rows, or gathered for one set, is never used for another."""
-    problem, setting = Prepared("dict"), Setting(seed=3, batch=2)
+    problem = small_digits((3,), "tanh") if closed else Prepared("dict")
+    setting = Setting(seed=3, batch=2, gradient_batch=gradient_batch)
     node = Node(problem, setting)
     for clients in ([0, 1, 2], [1], [2], [0, 2], [0, 1]):
         requests = [ask(name, problem, 2, clients) for name in sorted(OPERATIONS)]
