@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from fedbilevel import derivatives
 from fedbilevel.derivatives import Level
@@ -14,7 +18,7 @@ from fedbilevel.tasks import Tasks
 class TaskBatch:
     """B tasks of a problem with a local lower level. Parameters are y [B, dy] (or [dy], the same for all tasks).
 
-    Nothing here holds a graph: every derivative is taken by itself, all tasks at once.
+    Every derivative is taken by itself, all tasks at once; only what `hessian` returns holds a graph, of one gradient.
     """
 
     def __init__(self, problem: Problem, tasks: Tasks, x: Tensor) -> None:
@@ -47,3 +51,12 @@ class TaskBatch:
         """`Hess L(y) v`, [B, dy]."""
         y, v = self.spread(y), self.spread(v)
         return derivatives.hvp(self.problem, self.x, y, v, self.examples["lower"], self.weights("lower"))
+
+    def hessian(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        """`v -> Hess L(y) v` for y and v [B, dy] or, several points of every task, [samples, B, dy]."""
+        y, product, loss = self.spread(y), self.hvp, partial(self.losses, "lower")
+        if y.ndim == 3:
+            product, loss = vmap(product), vmap(loss)
+        if hasattr(self.problem, "lower_hvp"):
+            return partial(product, y)
+        return derivatives.hessian(loss, y)

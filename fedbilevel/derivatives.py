@@ -99,6 +99,21 @@ def hvp(problem: Problem, x: Tensor, y: Tensor, v: Tensor, prepared: Examples, w
     return value
 
 
+def hessian(loss: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[Tensor], Tensor]:
+    """`v -> H v`, H the Hessian of `loss(y).sum()`, for many products at one point: the gradient's graph is kept."""
+    point = y.detach().requires_grad_()
+    with torch.enable_grad():
+        value = loss(point).sum()
+        slope = torch.autograd.grad(value, point, create_graph=True)[0] if value.requires_grad else value
+
+    def product(v: Tensor) -> Tensor:
+        if not slope.requires_grad:
+            return torch.zeros_like(point)
+        return torch.autograd.grad(slope, point, v, retain_graph=True)[0]
+
+    return product
+
+
 def gradient_x(
     problem: Problem, level: Level, x: Tensor, y: Tensor, examples: Examples, prepared: Examples, weights: Tensor
 ) -> Tensor:

@@ -596,9 +596,14 @@ class Watched(TaskBatch):
         self.most = max(self.most, sum(point() is not None for point in self.held))
         return super().gradient(level, y)
 
-    def hvp(self, y: Tensor, v: Tensor) -> Tensor:
-        self.counts["hvp"] += 1
-        return super().hvp(y, v)
+    def hessian(self, y: Tensor) -> Callable[[Tensor], Tensor]:
+        product = super().hessian(y)
+
+        def counted(v: Tensor) -> Tensor:
+            self.counts["hvp"] += 1
+            return product(v)
+
+        return counted
 
 
 def test_memory_does_not_grow_with_the_inner_steps() -> None:

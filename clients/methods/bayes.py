@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from clients.methods.conjugate_gradients import Product
 from clients.methods.method import Adapted, Method, Settings, method
 from clients.methods.proximal import Proximal, implicit, minimise, reports, support_passes
 from clients.tasks import TaskBatch
@@ -69,9 +70,10 @@ class Variational(Proximal):
         """`E grad`, `E eps grad`."""
         return self._mean(vmap(lambda y: self.tasks.gradient(level, y))(self._draws(z)))
 
-    def product(self, z: Tensor, v: Tensor) -> Tensor:
+    def hessian(self, z: Tensor) -> Product:
         """`E H w`, `E eps H w` with w = v_m + eps v_sigma."""
-        return self._mean(vmap(self.tasks.hvp)(self._draws(z), self._draws(v)))
+        product = self.tasks.hessian(self._draws(z))
+        return lambda v: self._mean(product(self._draws(v)))
 
     def penalty(self, z: Tensor) -> Tensor:
         """`T KL`, but for a constant; NaN where a sigma is negative."""

@@ -38,17 +38,17 @@ def norms(rows: Tensor) -> Tensor:
 
 
 def conjugate_gradients(product: Product, rhs: Tensor, *, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return the iterates u [B, d] after at most `steps` steps from 0, and which systems met negative curvature [B].
+    """Return the iterates u [B, d] after at most `steps` steps from 0, and the curvature each system stopped at [B].
 
     A system stops by itself once its residual is `tolerance` of its right-hand side (at least the rounding unit of the
-    dtype), or where it meets negative curvature: p'Ap <= eps |p| |Ap|. A stopped system no longer moves; the loop ends
-    with the last one.
+    dtype), or where it meets negative curvature: p'Ap <= eps |p| |Ap|. The second result is then p'Ap / p'p, and
+    infinite otherwise. A stopped system no longer moves; the loop ends with the last one.
     """
     eps = torch.finfo(rhs.dtype).eps
     u, r = torch.zeros_like(rhs), rhs
     rho = (r * r).sum(-1)
     target = max(tolerance, eps) ** 2 * rho
-    negative = torch.zeros_like(rho, dtype=torch.bool)
+    lowest = torch.full_like(rho, torch.inf)
     active = ~(rho <= target)
     p = r
     for _ in range(steps):
@@ -57,40 +57,49 @@ def conjugate_gradients(product: Product, rhs: Tensor, *, steps: int, tolerance:
         q = product(p)
         curvature = (p * q).sum(-1)
         met = active & (curvature <= eps * norms(p) * norms(q))
-        negative, active = negative | met, active & ~met
+        lowest = torch.where(met, curvature / (p * p).sum(-1), lowest)
+        active = active & ~met
         alpha = torch.where(active, rho / torch.where(active, curvature, 1.0), 0.0)[:, None]
         u, r = u + alpha * p, r - alpha * q
         new = (r * r).sum(-1)
         active = active & ~(new <= target)
         beta = torch.where(active, new / torch.where(active, rho, 1.0), 0.0)[:, None]
         p, rho = torch.where(active[:, None], r + beta * p, 0.0), new
-    return u, negative
+    return u, lowest
 
 
 def solve(product: Product, rhs: Tensor, *, steps: int, tolerance: float, damping: float) -> Solution:
     """Solve A_b u_b = rhs_b for positive definite A_b; never silently where one is not.
 
-    A system that meets negative curvature is solved again from 0 with `damping` added to its diagonal, doubled up to
-    `DOUBLINGS` times in all until it meets none; a system that still does is skipped, u_b = 0. Negative curvature is
+    A system that meets negative curvature is solved again from 0 with the least of damping, 2 damping, 4 damping, ...,
+    `DOUBLINGS` levels in all, added to its diagonal with which it meets none; a level that the curvature met so far
+    proves to be too low is passed over. A system that no level repairs is skipped, u_b = 0. Negative curvature is
     noticed in the directions that are taken: a system that converges without meeting any is solved as it stands.
     """
     size = norms(rhs)[:, None]
     rhs = rhs / torch.where(size == 0, 1.0, size)
-    u, negative = conjugate_gradients(product, rhs, steps=steps, tolerance=tolerance)
-    added, left = torch.zeros_like(rhs[:, 0]), negative
-    for k in range(DOUBLINGS):
-        if not bool(left.any()):
+    u, lowest = conjugate_gradients(product, rhs, steps=steps, tolerance=tolerance)
+    negative = left = lowest < torch.inf
+    added = torch.zeros_like(lowest)
+    levels = damping * 2.0 ** torch.arange(DOUBLINGS, dtype=rhs.dtype, device=rhs.device)
+    level = torch.full_like(lowest, -1, dtype=torch.long)
+    while True:
+        needed = torch.searchsorted(levels, torch.where(left, -lowest, 0.0), right=True)
+        level = torch.where(left, torch.maximum(level + 1, needed), level)
+        trying = left & (level < DOUBLINGS)
+        if not bool(trying.any()):
             break
-        extra = damping * 2.0**k
+        extra = torch.where(trying, levels[level.clamp(0, DOUBLINGS - 1)], 0.0)
 
-        def damped(v: Tensor, extra: float = extra) -> Tensor:
+        def damped(v: Tensor, extra: Tensor = extra[:, None]) -> Tensor:
             return product(v) + extra * v
 
-        again, still = conjugate_gradients(
-            damped, torch.where(left[:, None], rhs, 0.0), steps=steps, tolerance=tolerance
+        again, met = conjugate_gradients(
+            damped, torch.where(trying[:, None], rhs, 0.0), steps=steps, tolerance=tolerance
         )
-        solved = left & ~still
-        u, added, left = torch.where(solved[:, None], again, u), torch.where(solved, extra, added), still
+        solved = trying & met.isinf()
+        u, added = torch.where(solved[:, None], again, u), torch.where(solved, extra, added)
+        left, lowest = left & ~solved, torch.minimum(lowest, met - extra)
     u = torch.where(left[:, None], 0.0, u)
     residual = norms(rhs - product(u) - added[:, None] * u)
     return Solution(size * u, negative, added, left, residual)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.methods.conjugate_gradients import Solution, solve
+from clients.methods.conjugate_gradients import Product, Solution, solve
 from clients.methods.method import Adapted, Method, Settings, method
 from clients.tasks import TaskBatch
 from fedbilevel.derivatives import Level
@@ -36,9 +36,9 @@ class Proximal:
         """The gradient of `loss` in z."""
         return self.tasks.gradient(level, z)
 
-    def product(self, z: Tensor, v: Tensor) -> Tensor:
-        """The Hessian of the support loss in z, times v."""
-        return self.tasks.hvp(z, v)
+    def hessian(self, z: Tensor) -> Product:
+        """The products of the Hessian of the support loss at z with vectors as z."""
+        return self.tasks.hessian(z)
 
     def penalty(self, z: Tensor) -> Tensor:
         """What J adds to the support loss, [B]."""
@@ -63,9 +63,9 @@ def implicit(objective: Proximal, z: Tensor, rhs: Tensor, o: Settings) -> Soluti
     There the eigenvalues are at least 1 wherever the support loss is convex. Residuals are measured, and damping is
     added, in these coordinates: damping D makes the penalty's Hessian 1 + D times what it is.
     """
-    scale = objective.curvature(z).rsqrt()
+    scale, product = objective.curvature(z).rsqrt(), objective.hessian(z)
     found = solve(
-        lambda v: v + scale * objective.product(z, scale * v),
+        lambda v: v + scale * product(scale * v),
         scale * rhs,
         steps=o["cg_steps"],
         tolerance=o["cg_tolerance"],

@@ -79,6 +79,7 @@ def curvature(tasks: TaskBatch, y: Tensor, start: Tensor) -> Tensor:
 
     Where the eigenvalue of largest size is negative, they are repeated with the Hessian shifted by its size.
     """
+    hessian = tasks.hessian(y)
     start = start / start.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # its square may be beyond the numbers
     shift = torch.zeros_like(start[:, :1])
     value = shift[:, 0]
@@ -86,7 +87,7 @@ def curvature(tasks: TaskBatch, y: Tensor, start: Tensor) -> Tensor:
         v = start
         for _ in range(_PRODUCTS):
             v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(1e-30)
-            product = tasks.hvp(y, v)
+            product = hessian(v)
             value = (v * product).sum(-1)
             v = product + shift * v
         if bool((value >= 0).all()):
