@@ -54,9 +54,8 @@ class TaskBatch:
 
     def hessian(self, y: Tensor) -> Callable[[Tensor], Tensor]:
         """`v -> Hess L(y) v` for y and v [B, dy] or, several points of every task, [samples, B, dy]."""
-        y, product, loss = self.spread(y), self.hvp, partial(self.losses, "lower")
-        if y.ndim == 3:
-            product, loss = vmap(product), vmap(loss)
+        y = self.spread(y)
         if hasattr(self.problem, "lower_hvp"):
-            return partial(product, y)
-        return derivatives.hessian(loss, y)
+            return partial(vmap(self.hvp) if y.ndim == 3 else self.hvp, y)
+        loss = partial(self.losses, "lower")
+        return derivatives.hessian(vmap(loss) if y.ndim == 3 else loss, y)
