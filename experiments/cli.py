@@ -235,7 +235,7 @@ def _execute(
 def _complete(experiment: Experiment, *, restore: bool) -> int:
     """Run what a run directory still lacks, with the display, and say what came out."""
     from experiments.progress import display
-    from experiments.report import print_files, print_summary
+    from experiments.report import print_files, print_summary, print_unseen
     from fedbilevel.results import summarise
     from server.experiment import check_problem
 
@@ -257,7 +257,9 @@ def _complete(experiment: Experiment, *, restore: bool) -> int:
         complain(f"interrupted; go on with: fedbilevel resume {shlex.quote(str(directory.path))}")
         return 143 if isinstance(interrupt, Terminated) else 130
     say(console, "")
-    print_summary(console, summarise(experiment.history(), config.run.targets))
+    rows = experiment.history()
+    print_summary(console, summarise(rows, config.run.targets))
+    print_unseen(console, rows)
     print_files(console, directory.path)
     for _, error in failures:
         complain(str(error))

@@ -13,13 +13,20 @@ from fedbilevel.config import read
 from fedbilevel.errors import BadInput
 from fedbilevel.results import RunDirectory, draw, summarise, write_summary
 from fedbilevel.results.figure import XAxis
-from fedbilevel.results.history import Row
+from fedbilevel.results.history import Row, number
+from fedbilevel.results.summary import has_accuracy, runs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 NEVER = "—"
 SPENT = ("rounds", "uplink", "downlink", "simulated")
+_UNSEEN = {
+    "metric_nll": "NLL",
+    "metric_ece": "calibration error",
+    "metric_uncertainty_auroc": "AUROC of the entropy",
+    "metric_uncertainty_spearman": "rank correlation of deviation and error",
+}
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -111,6 +118,35 @@ def _end(line: dict[str, object]) -> list[str]:
     return [*(accuracy if known else ()), spread(*_pair(line, "final_upper_loss"), ".4g"), str(line["seeds"])]
 
 
+def print_unseen(console: Console, rows: Sequence[Row]) -> None:
+    """Print the measures of adaptation to unseen tasks at the end of the runs, means over seeds; nothing without any.
+
+    Behind the accuracy (or the loss) stands half the 95 % interval of its mean over the tasks, of one seed.
+    """
+    ended = {
+        name: [row for run in by_seed.values() for row in run[-1:] if number(row, "metric_test_interval") is not None]
+        for name, by_seed in runs(rows).items()
+    }
+    ended = {name: last for name, last in ended.items() if last}
+    main = "test_accuracy" if has_accuracy(rows) else "test_loss"
+    columns = [key for key in _UNSEEN if any(number(row, key) is not None for last in ended.values() for row in last)]
+    if not ended:
+        return
+
+    def mean(last: Sequence[Row], key: str, form: str) -> str:
+        values = [value for row in last if (value := number(row, key)) is not None]
+        return f"{sum(values) / len(values):{form}}" if values else NEVER
+
+    lines = [
+        [name, f"{mean(last, main, '.4f')} ± {mean(last, 'metric_test_interval', '.4f')}"]
+        + [mean(last, key, ".3f") for key in columns]
+        for name, last in ended.items()
+    ]
+    say(console, "")
+    say(console, "Adapted to unseen tasks, at the end", "bold")
+    print_table(console, ["algorithm", main.replace("_", " "), *(_UNSEEN[key] for key in columns)], lines, words=1)
+
+
 def print_files(console: Console, folder: Path) -> None:
     """Say which files a folder now holds."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -145,6 +181,7 @@ def report(folders: Sequence[Path], out: Path | None, x_axis: XAxis | None, cons
         for axis in (x_axis,) if x_axis else ("rounds", "bytes"):
             draw(rows, place, title=", ".join(titles), targets=targets, x_axis=axis)
     print_summary(console, summary)
+    print_unseen(console, rows)
     if place is not None:
         print_files(console, place)
 

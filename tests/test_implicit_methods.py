@@ -19,7 +19,7 @@ from clients.methods.bayes import Variational, noise
 from clients.methods.conjugate_gradients import DOUBLINGS, conjugate_gradients, solve
 from clients.methods.proximal import Proximal
 from clients.tasks import TaskBatch
-from fedbilevel import ClientData, simulate
+from fedbilevel import ClientData, derivatives, simulate
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import Ragged, map_examples
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
@@ -232,6 +232,39 @@ def test_indefinite_systems_are_damped_or_left_out_and_say_so() -> None:
         else:
             assert float(found.added[b]) == pytest.approx(added)
             assert off(found.u[b], torch.linalg.solve(A[b] + added * eye(7), rhs[b])) < 1e-9
+
+
+def test_only_levels_of_damping_that_may_do_are_tried() -> None:
+    """The curvature that stopped a system rules out the levels below it."""
+    A, calls = torch.diag_embed(torch.tensor([[2.0, -100.0], [2.0, -0.1], [2.0, 3.0]], dtype=torch.float64)), 0
+
+    def counted(v: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return product(A)(v)
+
+    rhs = torch.tensor([[0.0, 1.0]] * 3, dtype=torch.float64)
+    found = solve(counted, rhs, steps=10, tolerance=1e-12, damping=0.25)
+    assert found.added.tolist() == [128.0, 0.25, 0.0]
+    assert off(found.u[:, 1], torch.tensor([1 / 28, 1 / 0.15, 1 / 3])) < 1e-6
+    assert calls == 3  # as they stand, each with its level, and for the residuals
+
+
+def test_hessian_products_at_one_point_are_those_taken_one_by_one() -> None:
+    tasks, draw = batch(Head(), 2), torch.Generator().manual_seed(3)
+    y = torch.randn(4, len(tasks), 9, generator=draw, dtype=torch.float64)
+    one, several = tasks.hessian(y[0]), tasks.hessian(y)
+    for _ in range(2):
+        v = torch.randn(*y.shape, generator=draw, dtype=torch.float64)
+        expected = torch.stack([tasks.hvp(*each) for each in zip(y, v, strict=True)])
+        assert off(several(v), expected) < 1e-13
+        assert off(one(v[0]), expected[0]) < 1e-13
+    assert off(tasks.hessian(y[0, 0])(v[0]), tasks.hvp(y[0, 0], v[0])) < 1e-13
+
+
+@pytest.mark.parametrize("loss", [lambda y: 3 * y.sum(-1), lambda y: torch.ones(2)])
+def test_a_loss_without_curvature_has_a_hessian_of_zero(loss: Callable[[Tensor], Tensor]) -> None:
+    assert not derivatives.hessian(loss, torch.ones(2, 5))(torch.ones(2, 5)).any()
 
 
 def test_nan_is_not_hidden() -> None:

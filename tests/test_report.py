@@ -13,6 +13,7 @@ from rich.console import Console
 import server.experiment
 from experiments.cli import main
 from experiments.progress import Bars, Estimate, Lines
+from experiments.report import print_unseen
 from fedbilevel.config import read
 from tests.console import config, refused, tree
 
@@ -52,6 +53,33 @@ def test_several_directories_are_compared_and_names_that_clash_are_told_apart(ca
     assert tree("x") == before
     assert "--out: got" in refused(capsys, "report", "x/a", "x/b", "--out", "c")
     assert "differ from each other" in refused(capsys, "report", "x/a", "x/../x/a")
+
+
+def test_measures_on_unseen_tasks_are_shown_for_methods_that_have_them():
+    def row(name, seed, turn, **values):
+        return {"algorithm": name, "seed": seed, "round": turn} | values
+
+    first = {"test_accuracy": 0.1, "metric_test_interval": 0.5, "metric_nll": 9.0}
+    rows = [row("one", seed, 0, **first) for seed in (0, 1)]
+    rows += [row("one", seed, 2, test_accuracy=0.5 + seed / 4, metric_test_interval=0.02, metric_nll=1.0 + seed,
+                 metric_ece=0.25) for seed in (0, 1)]  # fmt: skip
+    rows += [row("two", 0, 2, test_accuracy=0.75, metric_test_interval=0.01, metric_nll=0.5), row("other", 0, 2)]
+
+    def shown(rows):
+        stream = io.StringIO()
+        print_unseen(Console(file=stream, width=200), rows)
+        return [line.split() for line in stream.getvalue().splitlines() if line]
+
+    assert shown(rows) == [
+        "Adapted to unseen tasks, at the end".split(),
+        "algorithm test accuracy NLL calibration error".split(),
+        "one 0.6250 ± 0.0200 1.500 0.250".split(),
+        "two 0.7500 ± 0.0100 0.500 —".split(),
+    ]
+    assert shown([row("other", 0, 2, test_accuracy=0.5)]) == shown([]) == []
+    curves = shown([row("one", 0, 2, test_loss=0.3, metric_test_interval=0.1, metric_uncertainty_spearman=0.4)])
+    assert curves[1][:3] == ["algorithm", "test", "loss"]
+    assert curves[2] == "one 0.3000 ± 0.1000 0.400".split()
 
 
 # ---- the displays ----
