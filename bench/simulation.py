@@ -22,9 +22,10 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems import Quadratic
 from fedbilevel.results import RunDirectory, read_history
 from fedbilevel.systems import Systems
-from server.experiment import Experiment, Job, Observer, local, plan
+from server.experiment import Experiment, Observer, local
 from server.grids.engines import in_process
-from server.simulation import initial
+from server.plan import Job, plan
+from server.run import initial
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "experiments" / "configs"

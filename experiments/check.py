@@ -19,7 +19,8 @@ from fedbilevel.dense import Implicit, Losses, cross, hessian, lower_solution
 from fedbilevel.problem import Problem
 from fedbilevel.setup import Setup
 from fedbilevel.tasks import is_local
-from server.simulation import initial, simulate
+from server.run import initial
+from server.simulation import simulate
 
 TOLERANCE = 1e-8
 """Relative error that an exact estimator may have beyond its own truncation."""

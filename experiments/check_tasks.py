@@ -19,7 +19,7 @@ from fedbilevel.errors import BadInput
 from fedbilevel.tasks import TaskProblem
 from server.algorithm import algorithms
 from server.meta import TaskOptions
-from server.simulation import initial
+from server.run import initial
 
 CLIENTS, PER_CLIENT = 3, 2
 """The tasks that are checked: so many of each of the first clients."""

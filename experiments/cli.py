@@ -90,7 +90,7 @@ def run(
     """Run every algorithm of a config for every seed."""
     from experiments.launch import carried
     from fedbilevel.config import read, write
-    from server.experiment import check_problem, plan, resolved
+    from server.plan import check_problem, plan, resolved
 
     config = carried(read(config_file, overrides or ()), engine, ray_address, jobs)
     planned = plan(config)
@@ -237,7 +237,7 @@ def _complete(experiment: Experiment, *, restore: bool) -> int:
     from experiments.progress import display
     from experiments.report import print_files, print_summary, print_unseen
     from fedbilevel.results import summarise
-    from server.experiment import check_problem
+    from server.plan import check_problem
 
     config, directory, console = experiment.config, experiment.directory, stdout()
     if restore:

@@ -13,8 +13,8 @@ from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.peaks import draw_peaks, size_text, write_peaks
 from fedbilevel.tasks import is_local
-from server.experiment import Job, plan
 from server.peak import meta_gradient_peak
+from server.plan import Job, plan
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from experiments.terminal import fancy, say
-from server.experiment import Job, Observer
+from server.experiment import Observer
+from server.plan import Job
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from server.simulation import Row
+    from server.run import Row
 
 LINE_SECONDS = 10.0
 """A run that goes on prints a plain line at most this often."""

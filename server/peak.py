@@ -14,7 +14,7 @@ from fedbilevel.errors import unknown
 from fedbilevel.peak import peak_memory
 from fedbilevel.tasks import TaskProblem
 from server.algorithm import algorithms, find
-from server.simulation import initial
+from server.run import initial
 
 
 def meta_gradient_peak(problem: TaskProblem, algorithm: str, options: Mapping[str, Any], seed: int = 0) -> int:

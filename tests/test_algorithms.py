@@ -15,7 +15,7 @@ from fedbilevel.messages import Reply, Request
 from fedbilevel.problems import Quadratic
 from fedbilevel.systems import Between, Epochs, local_steps
 from server.algorithm import algorithms, find
-from server.simulation import Result
+from server.run import Result
 from tests import reference
 
 M, DX, DY = 5, 3, 4

@@ -9,7 +9,7 @@ import pytest
 from fedbilevel.config import check, read, write
 from fedbilevel.errors import BadInput
 from server.algorithm import algorithms
-from server.experiment import plan, resolved
+from server.plan import plan, resolved
 
 QUADRATIC = """
 [run]

@@ -10,7 +10,8 @@ import pytest
 
 from fedbilevel.config import check, read, write
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Observer, check_problem, local, plan, resolved
+from server.experiment import Experiment, Observer, local
+from server.plan import check_problem, plan, resolved
 
 CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.toml"))
 

@@ -20,7 +20,7 @@ from fedbilevel.problems import Quadratic
 from fedbilevel.systems import Network, Systems
 from server.algorithm import algorithms
 from server.grids.engines import in_process
-from server.simulation import Result
+from server.run import Result
 from tests.reference import Client, clients_of
 
 M, DX, DY = 7, 3, 4

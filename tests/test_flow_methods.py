@@ -24,7 +24,7 @@ from fedbilevel.problem import ClientData
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
 from server.algorithm import find
-from server.simulation import initial
+from server.run import initial
 
 IN, WIDTH, CLASSES, SHOTS, QUERIES = 3, 4, 3, 2, 3
 BODY, HEAD = WIDTH * IN, CLASSES * (WIDTH + 1)

@@ -21,7 +21,7 @@ from fedbilevel.problem import map_examples
 from fedbilevel.problems import HyperRepresentation, Quadratic
 from server.algorithm import find
 from server.grids.engines import in_process
-from server.simulation import Result
+from server.run import Result
 from tests import reference
 from tests.reference import Dense
 

@@ -25,7 +25,7 @@ from fedbilevel.data import federate
 from fedbilevel.problems import HyperRepresentation
 from server.algorithm import find
 from server.memory import estimate
-from server.simulation import initial
+from server.run import initial
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -47,7 +47,7 @@ from bench.meta import FewShot
 from fedbilevel import simulate
 from server.algorithm import find
 from server.memory import estimate
-from server.simulation import initial
+from server.run import initial
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -23,7 +23,7 @@ from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
 from server.algorithm import algorithms, find
 from server.checkpoints import Checkpoint, Checkpoints
-from server.simulation import Result
+from server.run import Result
 from tests.console import rows
 
 M, D = 5, 4

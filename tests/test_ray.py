@@ -36,7 +36,7 @@ from fedbilevel.data import federate
 from fedbilevel.errors import BadInput, ClientFailed, RunFailed
 from fedbilevel.problems import HyperRepresentation, Quadratic
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Job, Observer, engine, local
+from server.experiment import Experiment, Observer, engine, local
 from server.grids.actors import Shares
 from server.grids.cluster import _alive, _family, connected
 from server.grids.engines import opened
@@ -44,7 +44,8 @@ from server.grids.flower_internals import SERVER_NODE_ID
 from server.grids.parcels import pack, restricted, unpack
 from server.grids.ray import RayGrid
 from server.grids.sweep import Sweep
-from server.simulation import Result
+from server.plan import Job
+from server.run import Result
 from tests.console import heed_ctrl_c
 from tests.flower import processes_with
 

@@ -14,7 +14,7 @@ from fedbilevel import simulate
 from fedbilevel.config import check, read
 from fedbilevel.data import load
 from server import algorithm as table
-from server.experiment import plan
+from server.plan import plan
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

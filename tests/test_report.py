@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import server.experiment
+import server.plan
 from experiments.cli import main
 from experiments.progress import Bars, Estimate, Lines
 from experiments.report import print_unseen
@@ -71,15 +71,15 @@ def test_measures_on_unseen_tasks_are_shown_for_methods_that_have_them():
         return [line.split() for line in stream.getvalue().splitlines() if line]
 
     assert shown(rows) == [
-        "Adapted to unseen tasks, at the end".split(),
-        "algorithm test accuracy NLL calibration error".split(),
-        "one 0.6250 ± 0.0200 1.500 0.250".split(),
-        "two 0.7500 ± 0.0100 0.500 —".split(),
+        ["Adapted", "to", "unseen", "tasks,", "at", "the", "end"],
+        ["algorithm", "test", "accuracy", "NLL", "calibration", "error"],
+        ["one", "0.6250", "±", "0.0200", "1.500", "0.250"],
+        ["two", "0.7500", "±", "0.0100", "0.500", "—"],
     ]
     assert shown([row("other", 0, 2, test_accuracy=0.5)]) == shown([]) == []
     curves = shown([row("one", 0, 2, test_loss=0.3, metric_test_interval=0.1, metric_uncertainty_spearman=0.4)])
     assert curves[1][:3] == ["algorithm", "test", "loss"]
-    assert curves[2] == "one 0.3000 ± 0.1000 0.400".split()
+    assert curves[2] == ["one", "0.3000", "±", "0.1000", "0.400"]
 
 
 # ---- the displays ----
@@ -110,7 +110,7 @@ def test_time_left_counts_the_jobs_to_come_at_the_pace_of_their_kind():
 def test_plain_lines_come_every_ten_seconds_and_at_every_end(capsys):
     now = [0.0]
     lines = Lines(Console(width=10_000, color_system=None), lambda: now[0])
-    jobs = server.experiment.plan(read(config(), ["run.seeds=[0]", "run.iterations=100"]))
+    jobs = server.plan.plan(read(config(), ["run.seeds=[0]", "run.iterations=100"]))
     lines.planned(jobs)
     lines.started(jobs[0])
     for iteration in range(101):
@@ -127,7 +127,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_every_end(capsys):
 def test_bars_show_both_levels_within_a_narrow_terminal():
     console = Console(width=60, force_terminal=True, color_system=None, file=io.StringIO())
     bars = Bars(console, time.monotonic)
-    jobs = server.experiment.plan(read(config()))
+    jobs = server.plan.plan(read(config()))
     bars.planned(jobs)
     bars.started(jobs[0])
     bars.stepped(jobs[0], 3, 30)
@@ -142,7 +142,7 @@ def test_bars_show_both_levels_within_a_narrow_terminal():
 def test_bars_show_every_run_of_a_sweep_that_goes_on():
     console = Console(width=100, force_terminal=True, color_system=None, file=io.StringIO())
     bars = Bars(console, time.monotonic)
-    jobs = server.experiment.plan(read(config()))
+    jobs = server.plan.plan(read(config()))
     bars.planned(jobs)
     for job, iteration in zip(jobs[:2], (3, 5), strict=True):
         bars.started(job)

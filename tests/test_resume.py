@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import server.experiment
+import server.plan
 from experiments.cli import main
 from experiments.progress import Display, Lines
 from tests.console import FILES, config, process, refused, rows, tree, wait_for
@@ -112,7 +113,7 @@ def test_ctrl_c_before_a_run_begins_is_quiet_too(capsys, monkeypatch):
     def interrupt(jobs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server.experiment, "check_problem", interrupt)
+    monkeypatch.setattr(server.plan, "check_problem", interrupt)
     assert main(["run", config(), "--out", "a"]) == 130
     assert capsys.readouterr().err == "fedbilevel: interrupted\n"
     assert not Path("a").exists()

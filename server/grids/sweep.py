@@ -17,11 +17,12 @@ from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
 from server.checkpoints import Checkpoint
-from server.experiment import WRITE_SECONDS, Experiment, Job, Observer, Record, local, plan
+from server.experiment import WRITE_SECONDS, Experiment, Observer, Record, local
 from server.grids.actors import LIVES, reason
 from server.grids.cluster import connected, processors
 from server.grids.parcels import pack, unpack
-from server.simulation import Row, run_one
+from server.plan import Job, plan
+from server.run import Row, run_one
 
 REPORT_SECONDS = 0.1
 """A job reports what has happened this often."""
