@@ -47,20 +47,25 @@ class DenseTasks:
             y = y - step * self.gradient("lower", y)
         return y, self._back(y, J)
 
-    def flow(self, time: float) -> Tensor:
-        """`(dy/dx)' grad f(y)` after the gradient flow up to T: Runge and Kutta's fourth order on a fine grid."""
+    def flow(self, time: float, moving: int | None = None, steps: int = FINE) -> tuple[Tensor, Tensor]:
+        """`(dy/dx)' grad f(y)` and d f(y) / dT after the gradient flow up to T: fourth order on a fine grid.
+
+        moving: how many of the last coordinates flow; None: all. The others stay at x.
+        """
+        moves = torch.zeros_like(self.x[0])
+        moves[0 if moving is None else -moving :] = 1.0
 
         def slope(y: Tensor, J: Tensor) -> tuple[Tensor, Tensor]:
-            return -self.gradient("lower", y), -self.hessian(y) @ J
+            return -moves * self.gradient("lower", y), -moves[:, None] * (self.hessian(y) @ J)
 
-        y, J, h = self.x, self.one.expand(len(self.x), -1, -1), time / FINE
-        for _ in range(FINE):
+        y, J, h = self.x, self.one.expand(len(self.x), -1, -1), time / steps
+        for _ in range(steps):
             a = slope(y, J)
             b = slope(y + h / 2 * a[0], J + h / 2 * a[1])
             c = slope(y + h / 2 * b[0], J + h / 2 * b[1])
             d = slope(y + h * c[0], J + h * c[1])
             y, J = (v + h / 6 * (p + 2 * q + 2 * r + s) for v, p, q, r, s in zip((y, J), a, b, c, d, strict=True))
-        return self._back(y, J)
+        return self._back(y, J), -(moves * self.gradient("lower", y) * self.gradient("upper", y)).sum(-1)
 
     def _back(self, y: Tensor, J: Tensor) -> Tensor:
         return torch.einsum("bij,bi->bj", J, self.gradient("upper", y))

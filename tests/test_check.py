@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from clients.methods.comln import Comln
 from experiments.check import run_check
+from experiments.check_tasks import TaskOracle
 from fedbilevel.dense_tasks import DenseTasks
 from fedbilevel.errors import BadInput
+from fedbilevel.problems import convert
+from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from server.algorithm import algorithms
@@ -158,6 +163,48 @@ def test_tasks_too_large_for_dense_hessians_are_refused(tmp_path: Path, monkeypa
         checked(network(tmp_path, "pass"))
 
 
+HEAD = """
+[run]
+iterations = 1
+[problem]
+name = "few_shot"
+ways = 3
+shots = 2
+side = 4
+network = "mlp"
+hidden = [4]
+activation = "{activation}"
+[algorithms.comln]
+"""
+
+
+@pytest.mark.parametrize(("activation", "smooth"), [("tanh", True), ("relu", False)])
+def test_the_flow_of_a_head_passes_and_kinks_are_said(tmp_path: Path, activation: str, smooth: bool) -> None:
+    (tmp_path / "head.toml").write_text(HEAD.format(activation=activation))
+    passed, text = checked(tmp_path / "head.toml")
+    assert passed
+    [comln] = [line for line in text.splitlines() if line.split()[0] == "comln"]
+    assert " ok " in comln
+    assert float(comln.split()[1]) < 1e-8
+    assert ("which is known to" not in text) == ("lie on kinks" not in text) == smooth
+
+
+def test_a_wrong_flow_of_a_head_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = convert(FewShot(ways=2, side=2, network="mlp", hidden=[3], activation="tanh"), torch.float64)
+    oracle, real = TaskOracle(problem, 0), Comln.meta_gradient
+    [right] = oracle.head("comln")
+
+    def wrong(self: Comln, tasks: Any, x: Any, o: Any) -> Any:
+        gradient, told = real(self, tasks, x, o)
+        gradient[:, -1] *= 1.001
+        return gradient, told
+
+    monkeypatch.setattr(Comln, "meta_gradient", wrong)
+    [found] = oracle.head("comln")
+    assert right.passed
+    assert not found.passed
+
+
 @pytest.mark.parametrize("time", [0.5, 3.0])
 def test_dense_solutions_of_quadratic_tasks_equal_the_closed_forms(time: float) -> None:
     problem = QuadraticTasks(clients=2, dim=4)
@@ -166,7 +213,7 @@ def test_dense_solutions_of_quadratic_tasks_equal_the_closed_forms(time: float) 
     dense, exact = DenseTasks(problem, tasks, x), QuadraticAdaptation(tasks)
     y, unrolled = dense.descent(4, 0.3, 3)
     expected = exact.maml(x, steps=4, step=0.3, truncation=3)
-    pairs = [(y, expected.y), (unrolled, expected.gradient), (dense.flow(time), exact.flow(x, time=time).gradient)]
+    pairs = [(y, expected.y), (unrolled, expected.gradient), (dense.flow(time)[0], exact.flow(x, time=time).gradient)]
     held = exact.imaml(x, proximal=0.7)
     pairs += [(dense.minimiser(0.7), held.y), (dense.implicit(0.7, held.y), held.gradient)]
     for found, wanted in pairs:
