@@ -22,7 +22,13 @@ class ImplicitOptions(MetaOptions):
             "with Nesterov's 0.9; newton, Newton-CG with safeguarded steps (no beta)"
         ),
     ] = "gd"
-    cg_steps: Annotated[options.Count, Field(description="most conjugate gradient steps of a linear system")] = 10
+    cg_steps: Annotated[
+        options.Count,
+        Field(
+            description="most conjugate gradient steps of a linear system; for networks two or three are often better "
+            "than many, which follow nearly singular directions far"
+        ),
+    ] = 10
     cg_tolerance: Annotated[
         float, Field(gt=0, lt=1, description="relative residual at which a task's linear system is solved")
     ] = 1e-10
