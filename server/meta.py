@@ -33,11 +33,15 @@ class TaskOptions(options.Options):
     upper_optimiser: Annotated[
         Literal["sgd", "adam"], Field(description="how the server steps along the mean meta-gradient")
     ] = "sgd"
+    upper_halving: Annotated[
+        options.Count | None,
+        Field(description="outer iterations k in which the server's step halves, alpha 2^(-t/k); default: it stays"),
+    ] = None
     evaluation_tasks: Annotated[options.Count, Field(description="unseen tasks of an evaluation")] = 600
 
     def settings(self) -> dict[str, Any]:
         """What the clients' method reads of these."""
-        server = ("upper_step", "tasks_per_client", "upper_optimiser", "evaluation_tasks")
+        server = ("upper_step", "tasks_per_client", "upper_optimiser", "upper_halving", "evaluation_tasks")
         return {name: value for name, value in self.model_dump().items() if name not in server}
 
     def kept(self) -> int:
@@ -54,7 +58,10 @@ class MetaOptions(TaskOptions):
 
 @dataclass(frozen=True)
 class MetaState(State):
-    """first, second: the moments of Adam; report: what the clients' method told of the last round, per name."""
+    """first, second: the moments of Adam; steps: how many were made.
+
+    report: what the clients' method told of the last round, per name.
+    """
 
     first: Tensor | None = None
     second: Tensor | None = None
@@ -63,15 +70,15 @@ class MetaState(State):
 
 
 def moved(state: MetaState, h: Tensor, o: TaskOptions) -> MetaState:
-    """The step `x - alpha h`, or a step of Adam (Kingma & Ba, 2015) along h on the server."""
-    if o.upper_optimiser == "sgd":
-        return replace(state, x=state.x - o.upper_step * h, hypergradient=h)
+    """The step `x - alpha_t h`, or a step of Adam (Kingma & Ba, 2015) along h on the server."""
+    alpha = o.upper_step * (1.0 if o.upper_halving is None else 2.0 ** (-state.steps / o.upper_halving))
     t = state.steps + 1
+    if o.upper_optimiser == "sgd":
+        return replace(state, x=state.x - alpha * h, hypergradient=h, steps=t)
     first = 0.1 * h if state.first is None else 0.9 * state.first + 0.1 * h
     second = 0.001 * h * h if state.second is None else 0.999 * state.second + 0.001 * h * h
     direction = (first / (1 - 0.9**t)) / ((second / (1 - 0.999**t)).sqrt() + 1e-8)
-    x = state.x - o.upper_step * direction
-    return replace(state, x=x, hypergradient=h, first=first, second=second, steps=t)
+    return replace(state, x=state.x - alpha * direction, hypergradient=h, first=first, second=second, steps=t)
 
 
 def meta_algorithm(name: str, o: TaskOptions, start: Callable[[Tensor], Tensor] = lambda x: x) -> Algorithm[MetaState]:

@@ -511,6 +511,28 @@ def test_adam_on_the_server_is_that_of_torch() -> None:
         assert close(entry.x, x.detach())
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_the_servers_step_halves(optimiser: str) -> None:
+    """Against torch's optimiser under an exponential schedule; without halving it stays."""
+    problem, steps = quadratics(), {"lower_step": 0.4, "local_steps": 4}
+    settings = {"iterations": 5, "upper_optimiser": optimiser, "upper_step": 0.05, "trace": True, **steps}
+    result = simulate(problem, "maml", upper_halving=3, **settings)
+    x = problem.initial(torch.Generator().manual_seed(0))[0].requires_grad_()
+    torchs = (torch.optim.SGD if optimiser == "sgd" else torch.optim.Adam)([x], lr=0.05)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(torchs, 0.5 ** (1 / 3))
+    assert result.trace is not None
+    for entry in result.trace:
+        x.grad = entry.hypergradient
+        torchs.step()
+        schedule.step()
+        assert close(entry.x, x.detach())
+    plain = simulate(problem, "maml", **settings)
+    assert close(plain.trace[0].x, result.trace[0].x)
+    assert not close(plain.trace[1].x, result.trace[1].x)
+    with pytest.raises(BadInput, match="upper_halving"):
+        simulate(problem, "maml", upper_halving=0, **settings)
+
+
 # ---- going on ----
 
 CONFIG = """
@@ -525,6 +547,7 @@ name = "quadratic_tasks"
 clients = 5
 [options]
 upper_optimiser = "adam"
+upper_halving = 4
 tasks_per_client = 2
 [algorithms.maml]
 truncation = 2
