@@ -250,6 +250,15 @@ def test_only_levels_of_damping_that_may_do_are_tried() -> None:
     assert calls == 3  # as they stand, each with its level, and for the residuals
 
 
+def test_curvature_beyond_the_numbers_is_not_taken_for_none() -> None:
+    A = torch.tensor([[[0.0, 0.0], [0.0, -torch.finfo(torch.float64).max]]], dtype=torch.float64)
+    found = solve(lambda v: 4 * product(A)(v), torch.tensor([[0.0, 1.0]], dtype=torch.float64), steps=5, tolerance=1e-9,
+                  damping=1.0)  # fmt: skip
+    assert found.negative.all()
+    assert found.skipped.all()
+    assert not found.u.any()
+
+
 def test_hessian_products_at_one_point_are_those_taken_one_by_one() -> None:
     tasks, draw = batch(Head(), 2), torch.Generator().manual_seed(3)
     y = torch.randn(4, len(tasks), 9, generator=draw, dtype=torch.float64)

@@ -97,7 +97,7 @@ def solve(product: Product, rhs: Tensor, *, steps: int, tolerance: float, dampin
         again, met = conjugate_gradients(
             damped, torch.where(trying[:, None], rhs, 0.0), steps=steps, tolerance=tolerance
         )
-        solved = trying & met.isinf()
+        solved = trying & ~(met < torch.inf)
         u, added = torch.where(solved[:, None], again, u), torch.where(solved, extra, added)
         left, lowest = left & ~solved, torch.minimum(lowest, met - extra)
     u = torch.where(left[:, None], 0.0, u)
