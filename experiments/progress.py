@@ -20,7 +20,7 @@ from server.plan import Job
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from server.run import Row
+    from fedbilevel.results.history import Row
 
 LINE_SECONDS = 10.0
 """A run that goes on prints a plain line at most this often."""

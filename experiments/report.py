@@ -123,15 +123,15 @@ def print_unseen(console: Console, rows: Sequence[Row]) -> None:
 
     Behind the accuracy (or the loss) stands half the 95 % interval of its mean over the tasks, of one seed.
     """
-    ended = {
-        name: [row for run in by_seed.values() for row in run[-1:] if number(row, "metric_test_interval") is not None]
-        for name, by_seed in runs(rows).items()
-    }
-    ended = {name: last for name, last in ended.items() if last}
-    main = "test_accuracy" if has_accuracy(rows) else "test_loss"
-    columns = [key for key in _UNSEEN if any(number(row, key) is not None for last in ended.values() for row in last)]
+    ended: dict[str, list[Row]] = {}
+    for name, by_seed in runs(rows).items():
+        last = [run[-1] for run in by_seed.values() if number(run[-1], "metric_test_interval") is not None]
+        if last:
+            ended[name] = last
     if not ended:
         return
+    main = "test_accuracy" if has_accuracy(rows) else "test_loss"
+    columns = [key for key in _UNSEEN if any(number(row, key) is not None for last in ended.values() for row in last)]
 
     def mean(last: Sequence[Row], key: str, form: str) -> str:
         values = [value for row in last if (value := number(row, key)) is not None]

@@ -16,11 +16,11 @@ from fedbilevel.errors import RunFailed, unknown
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
+from fedbilevel.results.history import Row
 from fedbilevel.setup import Setup
 from server.experiment import Experiment, Observer
 from server.grids.exchange import GridExchange, Placement
 from server.plan import Job, check_problem, plan, resolved
-from server.run import Row
 
 CONFIGS = Path(__file__).resolve().parents[1] / "experiments" / "configs"
 """The configs that come with the app."""

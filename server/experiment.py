@@ -13,11 +13,12 @@ from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
+from fedbilevel.results.history import Row
 from fedbilevel.setup import Setup
 from server.checkpoints import Checkpoint, Checkpoints
 from server.grids.engines import Carrier, in_process, opened
 from server.plan import Job, plan
-from server.run import Row, initial, run_one
+from server.run import initial, run_one
 
 WRITE_SECONDS = 1.0
 """History and checkpoints are written at most this often while a run goes on, and always when it ends."""

@@ -20,14 +20,13 @@ from fedbilevel.memory import require
 from fedbilevel.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.problems.build import data_dtype
+from fedbilevel.results.history import Row
 from fedbilevel.systems import BatchSize, Systems
 from fedbilevel.tasks import is_local
 from server.algorithm import Algorithm, State
 from server.checkpoints import Checkpoint
 from server.memory import estimate
 from server.options import Options
-
-Row = dict[str, object]
 
 
 @dataclass(frozen=True)

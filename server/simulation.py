@@ -17,12 +17,13 @@ from fedbilevel.errors import BadInput, unknown
 from fedbilevel.problem import Problem
 from fedbilevel.problems import build, convert
 from fedbilevel.problems.build import inspect_problem
+from fedbilevel.results.history import Row
 from fedbilevel.systems import Systems
 from fedbilevel.validation import validated
 from server.algorithm import Entry, find, option_names
 from server.grids.engines import opened
 from server.options import Options
-from server.run import Result, Row, Run, initial, run_one
+from server.run import Result, Run, initial, run_one
 
 
 def simulate(

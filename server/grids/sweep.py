@@ -16,13 +16,14 @@ from fedbilevel.config import Config
 from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
+from fedbilevel.results.history import Row
 from server.checkpoints import Checkpoint
 from server.experiment import WRITE_SECONDS, Experiment, Observer, Record, local
 from server.grids.actors import LIVES, reason
 from server.grids.cluster import connected, processors
 from server.grids.parcels import pack, unpack
 from server.plan import Job, plan
-from server.run import Row, run_one
+from server.run import run_one
 
 REPORT_SECONDS = 0.1
 """A job reports what has happened this often."""
