@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml
 
 demo: install
 	rm -rf runs/demo
-	$(PYTHON) -m experiments.cli run experiments/configs/demo.toml --out runs/demo
+	$(PYTHON) -m fedbilevel run demo --out runs/demo
 
 test: install
 	$(PYTHON) -m pytest
@@ -25,7 +25,7 @@ bench: install
 	KINETO_LOG_LEVEL=99 $(PYTHON) -m bench
 
 check: install
-	$(PYTHON) -m experiments.cli check
+	$(PYTHON) -m fedbilevel check
 
 lint: install
 	$(PYTHON) -m ruff check .

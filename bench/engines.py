@@ -20,13 +20,14 @@ from torch import Tensor
 from bench.timing import compute_unit, median
 from clients.node import Setting
 from clients.operations.local import local_hypergradient_steps, svrg_steps
-from fedbilevel.config import check
-from fedbilevel.federation import Federation, Population
+from fedbilevel.config.tables import check
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import ClientData, Examples, Ragged
 from fedbilevel.problems.quadratic import Quadratic
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Observer, local
 from server.grids.engines import Carrier, in_process, opened
+from server.running.experiment import Experiment, Observer, local
 
 DOWN, UP = 160_000, 1_000
 """Numbers in x (640 KB in float32) and in y (its sums travel up in float64: 8 KB)."""
@@ -154,7 +155,7 @@ SWEEP = {
 
 def sweep_speedup() -> float:
     """Eight runs of several seconds two at a time over one after another, one thread each, starting Ray included."""
-    from server.grids.sweep import Sweep
+    from server.running.sweep import Sweep
 
     config = check(SWEEP)
 

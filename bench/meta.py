@@ -18,11 +18,11 @@ from torch import Tensor
 from bench.timing import seconds
 from clients.methods import methods
 from clients.tasks import TaskBatch
-from fedbilevel.peak import peak_memory
+from fedbilevel.machine.peak import peak_memory
 from fedbilevel.problem import ClientData, Examples, Ragged
 from fedbilevel.tasks import Tasks
-from server.algorithm import algorithms
-from server.meta import MetaOptions, TaskOptions
+from server.kit.algorithm import algorithms
+from server.kit.meta import MetaOptions, TaskOptions
 
 TASKS, CLASSES, SHOTS, QUERIES = 32, 5, 1, 15
 PIXELS, HIDDEN = 196, 64

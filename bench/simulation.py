@@ -16,16 +16,17 @@ from typing import Any
 from bench.timing import compute_unit, seconds
 from clients.node import Setting
 from clients.operations.oracles import lower_gradient
-from fedbilevel.config import read
-from fedbilevel.federation import Federation, Population
+from fedbilevel.config.tables import read
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
+from fedbilevel.federation.systems import Systems
 from fedbilevel.problem import Problem
 from fedbilevel.problems import Quadratic
 from fedbilevel.results import RunDirectory, read_history
-from fedbilevel.systems import Systems
-from server.experiment import Experiment, Observer, local
 from server.grids.engines import in_process
-from server.plan import Job, plan
-from server.run import initial
+from server.running.experiment import Experiment, Observer, local
+from server.running.plan import Job, plan
+from server.running.run import initial
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "experiments" / "configs"

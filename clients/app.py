@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from clients.node import Node, Setting
+from fedbilevel.config.setup import Setup
 from fedbilevel.errors import ClientFailed
-from fedbilevel.messages import Reply, Request
-from fedbilevel.setup import Setup
+from fedbilevel.federation.messages import Reply, Request
 
 NodeFor = Callable[[str], Node]
 """From the setup that every message carries (`Setup` as JSON) to the node that answers."""
@@ -210,8 +210,7 @@ def _torch_dtype(name: str) -> torch.dtype:
 def node_of_setup(setup: str) -> Node:
     """Build the node that a setup describes. Runs follow one another, so only the latest stays built."""
     recipe = Setup.model_validate_json(setup)
-    setting = Setting(recipe.seed, recipe.batch_size, recipe.gradient_batch_size, recipe.device)
-    return Node(recipe.problem(), setting)
+    return Node(recipe.problem(), Setting.of(recipe))
 
 
 @functools.cache

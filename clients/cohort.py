@@ -19,8 +19,8 @@ from torch import Tensor
 from clients.tasks import TaskBatch
 from fedbilevel import derivatives, randomness
 from fedbilevel.derivatives import Level
+from fedbilevel.federation.systems import BatchSize, LocalSteps, local_steps
 from fedbilevel.problem import Examples, Problem, Ragged, leaves, map_examples
-from fedbilevel.systems import BatchSize, LocalSteps, local_steps
 from fedbilevel.tasks import is_local
 
 _AHEAD = 1 << 19

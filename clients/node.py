@@ -12,21 +12,32 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from clients.cohort import Cohort, Draw, Held
 from clients.operations import OPERATIONS, Operation
-from fedbilevel.device import Device, chosen, placed
+from fedbilevel.config.setup import Setup
 from fedbilevel.errors import ClientFailed
-from fedbilevel.messages import Reply, Request
+from fedbilevel.federation.messages import Reply, Request
+from fedbilevel.federation.systems import BatchSize
+from fedbilevel.machine.device import Device, chosen, placed
 from fedbilevel.problem import Problem
-from fedbilevel.systems import BatchSize
+from fedbilevel.user_files import UserFile, run
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a node knows of the run besides the problem: the seed of its draws, the minibatch sizes, and the device."""
+    """What a node knows of the run besides the problem: the seed of its draws, the minibatch sizes, and the device.
+
+    files: the user's own with operations or methods that the run's algorithm asks for.
+    """
 
     seed: int = 0
     batch: BatchSize = None
     gradient_batch: BatchSize = None
     device: Device = "cpu"
+    files: tuple[UserFile, ...] = ()
+
+    @classmethod
+    def of(cls, setup: Setup) -> Setting:
+        """Return what a setup says of it."""
+        return cls(setup.seed, setup.batch_size, setup.gradient_batch_size, setup.device, setup.files)
 
 
 class Node:
@@ -35,10 +46,12 @@ class Node:
     The examples of the latest two sets of clients stay gathered (the sampled clients and, for evaluation, all). It
     computes on the device of its setting; vectors come and go on the CPU.
 
-    Raises BadInput for a device that this process does not have.
+    Raises BadInput for a device that this process does not have, and whatever a user's own file raises.
     """
 
     def __init__(self, problem: Problem, setting: Setting) -> None:
+        for file in setting.files:
+            run(file)
         self.device = chosen(setting.device)
         self.problem, self.setting = placed(problem, self.device), setting
         self._on_device: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -52,8 +65,8 @@ class Node:
         held = self._gather(request.clients)
         request = replace(request, tensors={name: self._here(tensor) for name, tensor in request.tensors.items()})
         sums = []
-        for name in request.operations:
-            operation = OPERATIONS[name]
+        for key in request.operations:
+            operation = OPERATIONS[key]
             try:
                 sums.append(self._sums(operation, held, request))
             except Exception as error:

@@ -14,13 +14,13 @@ from rich.console import Console
 from torch import Tensor
 
 from experiments.check_tasks import relative, task_table
-from fedbilevel.config import Config, check, read
-from fedbilevel.dense import Implicit, Losses, cross, hessian, lower_solution
+from fedbilevel.config.setup import Setup
+from fedbilevel.config.tables import Config, check, read
 from fedbilevel.problem import Problem
-from fedbilevel.setup import Setup
+from fedbilevel.reference.global_level import Implicit, Losses, cross, hessian, lower_solution
 from fedbilevel.tasks import is_local
-from server.run import initial
-from server.simulation import simulate
+from server.running.run import initial
+from server.running.simulation import simulate
 
 TOLERANCE = 1e-8
 """Relative error that an exact estimator may have beyond its own truncation."""

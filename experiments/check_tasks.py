@@ -14,13 +14,13 @@ from torch import Tensor
 from clients.methods import methods
 from clients.tasks import TaskBatch
 from fedbilevel import randomness
-from fedbilevel.dense_tasks import FINE, DenseTasks
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import map_examples
+from fedbilevel.reference.local_level import FINE, DenseTasks
 from fedbilevel.tasks import TaskProblem
-from server.algorithm import algorithms
-from server.meta import TaskOptions
-from server.run import initial
+from server.kit.algorithm import algorithms
+from server.kit.meta import TaskOptions
+from server.running.run import initial
 
 CLIENTS, PER_CLIENT = 3, 2
 """The tasks that are checked: so many of each of the first clients."""

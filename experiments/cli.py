@@ -25,14 +25,16 @@ from typer.core import TyperCommand
 from experiments.terminal import busy, complain, say, stdout
 
 if TYPE_CHECKING:
-    from fedbilevel.config import Config
+    from fedbilevel.config.tables import Config
     from fedbilevel.results import RunDirectory
     from fedbilevel.results.figure import XAxis
-    from server.experiment import Experiment
+    from server.running.experiment import Experiment
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="The config: see experiments/configs.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG.toml", help="A config, or the name of a packaged one: see fedbilevel list.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; the value is TOML, or a plain string."),
@@ -89,8 +91,8 @@ def run(
 ) -> int:
     """Run every algorithm of a config for every seed."""
     from experiments.launch import carried
-    from fedbilevel.config import read, write
-    from server.plan import check_problem, plan, resolved
+    from fedbilevel.config.tables import read, write
+    from server.running.plan import check_problem, plan, resolved
 
     config = carried(read(config_file, overrides or ()), engine, ray_address, jobs)
     planned = plan(config)
@@ -112,7 +114,7 @@ def resume(
 ) -> int:
     """Go on with a run that was interrupted, where it was."""
     from experiments.launch import carried
-    from fedbilevel.config import read
+    from fedbilevel.config.tables import read
     from fedbilevel.results import RunDirectory
 
     directory = RunDirectory.open(folder)
@@ -237,7 +239,7 @@ def _complete(experiment: Experiment, *, restore: bool) -> int:
     from experiments.progress import display
     from experiments.report import print_files, print_summary, print_unseen
     from fedbilevel.results import summarise
-    from server.plan import check_problem
+    from server.running.plan import check_problem
 
     config, directory, console = experiment.config, experiment.directory, stdout()
     if restore:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedbilevel.config import Config
-from fedbilevel.device import chosen
+from fedbilevel.config.tables import Config
 from fedbilevel.errors import BadInput, unknown
+from fedbilevel.machine.device import chosen
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Observer, engine
 from server.grids.engines import ENGINES
+from server.running.experiment import Experiment, Observer, engine
 
 _TYPED = {"ray_address": "--ray-address", "jobs": "--jobs", "workers": "engine.workers", "threads": "engine.threads"}
 """What the engines' parameters are called where a person types them."""
@@ -56,7 +56,7 @@ def _launched(
     config: Config, directory: RunDirectory, ray_address: str | None, jobs: int | None
 ) -> Iterator[Experiment]:
     if jobs is not None and (jobs > 1 or ray_address is not None):
-        from server.grids.sweep import Sweep  # the import of ray takes as long as that of torch
+        from server.running.sweep import Sweep  # the import of ray takes as long as that of torch
 
         yield Sweep(config, directory, Observer(), jobs=jobs, ray_address=ray_address)
         return

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.report import print_files
 from experiments.terminal import print_table, say
-from fedbilevel.config import read
+from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.peaks import draw_peaks, size_text, write_peaks
 from fedbilevel.tasks import is_local
-from server.peak import meta_gradient_peak
-from server.plan import Job, plan
+from server.running.peak import meta_gradient_peak
+from server.running.plan import Job, plan
 
 if TYPE_CHECKING:
     from rich.console import Console

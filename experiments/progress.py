@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from experiments.terminal import fancy, say
-from server.experiment import Observer
-from server.plan import Job
+from server.running.experiment import Observer
+from server.running.plan import Job
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.terminal import print_table, say
-from fedbilevel.config import read
+from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput
 from fedbilevel.results import RunDirectory, draw, summarise, write_summary
 from fedbilevel.results.figure import XAxis

@@ -6,22 +6,35 @@
 36
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from fedbilevel.errors import BadInput, RunFailed
-from fedbilevel.problem import ClientData, Problem
-
 if TYPE_CHECKING:
-    from server.simulation import simulate
+    from fedbilevel.errors import BadInput, RunFailed
+    from fedbilevel.problem import ClientData, Problem
+    from server.running.simulation import simulate
 
 __all__ = ["BadInput", "ClientData", "Problem", "RunFailed", "simulate"]
 __version__ = "0.1.0"
 
+_HOMES = {
+    "BadInput": "fedbilevel.errors",
+    "ClientData": "fedbilevel.problem",
+    "Problem": "fedbilevel.problem",
+    "RunFailed": "fedbilevel.errors",
+    "simulate": "server.running.simulation",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`simulate` lives with the server, which this package does not import before it is asked to."""
-    if name == "simulate":
-        from server.simulation import simulate
+    """The public names, each imported when it is asked for: torch takes a second, and `simulate` lives with the server.
 
-        return simulate
-    raise AttributeError(f"module 'fedbilevel' has no attribute {name!r}")
+    Raises ImportError, naming the file, where a file of the user's stands in the place of one of our packages.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedbilevel' has no attribute {name!r}")
+    if name == "simulate":
+        from fedbilevel.packages import see_that_they_are_ours
+
+        see_that_they_are_ours()
+    return getattr(importlib.import_module(_HOMES[name]), name)

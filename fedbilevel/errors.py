@@ -53,3 +53,12 @@ def unknown(key: str, value: str, known: Iterable[str]) -> BadInput:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return BadInput(key, value, ", ".join(names) + hint)
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, after its kind.
+
+    >>> said(KeyError("x"))
+    "KeyError: 'x'"
+    """
+    return f"{type(error).__name__}: {error}".rstrip(": ")

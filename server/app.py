@@ -11,19 +11,17 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedbilevel.config import read, write
+from fedbilevel.config.packaged import packaged, packaged_configs
+from fedbilevel.config.setup import Setup
+from fedbilevel.config.tables import read, write
 from fedbilevel.errors import RunFailed, unknown
-from fedbilevel.messages import Exchange
+from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.history import Row
-from fedbilevel.setup import Setup
-from server.experiment import Experiment, Observer
 from server.grids.exchange import GridExchange, Placement
-from server.plan import Job, check_problem, plan, resolved
-
-CONFIGS = Path(__file__).resolve().parents[1] / "experiments" / "configs"
-"""The configs that come with the app."""
+from server.running.experiment import Experiment, Observer
+from server.running.plan import Job, check_problem, plan, resolved
 
 LOG_SECONDS = 2.0
 """A run's evaluations are logged at most this often."""
@@ -82,10 +80,10 @@ def _config_path(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_absolute():
         return path
-    names = [file.name for file in CONFIGS.glob("*.toml")]
-    if name not in names:
-        raise unknown("config", name, ["an absolute path", *names])
-    return CONFIGS / name
+    found = packaged(name)
+    if found is None:
+        raise unknown("config", name, ["an absolute path", *packaged_configs()])
+    return found
 
 
 class Log(Observer):

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from fedbilevel import BadInput, simulate
-from fedbilevel.federation import Federation, Population
-from fedbilevel.messages import Reply, Request
+from fedbilevel.federation.messages import Reply, Request
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
+from fedbilevel.federation.systems import Between, Epochs, local_steps
 from fedbilevel.problems import Quadratic
-from fedbilevel.systems import Between, Epochs, local_steps
-from server.algorithm import algorithms, find
-from server.run import Result
+from server.kit.algorithm import algorithms, find
+from server.running.run import Result
 from tests import reference
 
 M, DX, DY = 5, 3, 4

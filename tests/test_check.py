@@ -14,13 +14,13 @@ from rich.console import Console
 from clients.methods.comln import Comln
 from experiments.check import run_check
 from experiments.check_tasks import TaskOracle
-from fedbilevel.dense_tasks import DenseTasks
 from fedbilevel.errors import BadInput
-from fedbilevel.problems import convert
 from fedbilevel.problems.few_shot import FewShot
+from fedbilevel.problems.inspection import convert
 from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
-from server.algorithm import algorithms
+from fedbilevel.reference.local_level import DenseTasks
+from server.kit.algorithm import algorithms
 
 CONFIG = """
 run = {{ iterations = 1 }}

@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from fedbilevel.config import check, read, write
+from fedbilevel.config.tables import check, read, write
 from fedbilevel.errors import BadInput
-from server.algorithm import algorithms
-from server.plan import plan, resolved
+from server.kit.algorithm import algorithms
+from server.running.plan import plan, resolved
 
 QUADRATIC = """
 [run]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedbilevel.config import check, read, write
+from fedbilevel.config.tables import check, read, write
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Observer, local
-from server.plan import check_problem, plan, resolved
+from server.running.experiment import Experiment, Observer, local
+from server.running.plan import check_problem, plan, resolved
 
 CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.toml"))
 

@@ -18,10 +18,10 @@ from clients.node import Node, Setting
 from clients.operations import OPERATIONS as ALL
 from fedbilevel import ClientData, derivatives, simulate
 from fedbilevel.data import FederatedData, federate
-from fedbilevel.messages import Request
+from fedbilevel.federation.messages import Request
 from fedbilevel.problem import leaves, map_examples
 from fedbilevel.problems import HyperRepresentation, Quadratic
-from server.algorithm import algorithms
+from server.kit.algorithm import algorithms
 
 LEVELS: tuple[derivatives.Level, derivatives.Level] = ("lower", "upper")
 Structure = Literal["tensor", "tuple", "dict"]

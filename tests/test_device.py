@@ -9,8 +9,8 @@ import torch
 
 from clients.node import Node, Setting
 from fedbilevel import simulate
-from fedbilevel.device import at_hand, chosen, moved, placed, where
 from fedbilevel.errors import BadInput
+from fedbilevel.machine.device import at_hand, chosen, moved, placed, where
 from fedbilevel.problems import Quadratic
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from tests.console import config, refused

@@ -14,13 +14,14 @@ from clients.node import Setting
 from clients.operations import local, oracles
 from fedbilevel import BadInput, ClientData, RunFailed, randomness, simulate
 from fedbilevel.errors import ClientFailed, NonFinite
-from fedbilevel.federation import Federation, Population
-from fedbilevel.messages import Reply, Request
+from fedbilevel.federation.messages import Reply, Request
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
+from fedbilevel.federation.systems import Network, Systems
 from fedbilevel.problems import Quadratic
-from fedbilevel.systems import Network, Systems
-from server.algorithm import algorithms
 from server.grids.engines import in_process
-from server.run import Result
+from server.kit.algorithm import algorithms
+from server.running.run import Result
 from tests.reference import Client, clients_of
 
 M, DX, DY = 7, 3, 4

@@ -16,11 +16,12 @@ from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
 from fedbilevel import simulate
+from fedbilevel.config.build import build
 from fedbilevel.data.characters import load_characters, read_archives
 from fedbilevel.data.episodes import Episodes, dealt, held_out
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import Ragged
-from fedbilevel.problems import build, networks
+from fedbilevel.problems import networks
 from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.networks import Convolutions, Network, Perceptron
 

@@ -23,8 +23,8 @@ from fedbilevel.errors import BadInput, ClientFailed, RunFailed
 from fedbilevel.problem import ClientData
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
-from server.algorithm import find
-from server.run import initial
+from server.kit.algorithm import find
+from server.running.run import initial
 
 IN, WIDTH, CLASSES, SHOTS, QUERIES = 3, 4, 3, 2, 3
 BODY, HEAD = WIDTH * IN, CLASSES * (WIDTH + 1)

@@ -24,16 +24,17 @@ import clients.app
 from clients.app import Decoded, decoded_of_process, make_app, node_of_setup
 from clients.node import Node, Setting
 from clients.operations.oracles import lower_gradient, neumann_factor
-from fedbilevel.config import read
+from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput, ClientFailed, RunFailed
-from fedbilevel.federation import Federation, Population
-from fedbilevel.messages import Request
+from fedbilevel.federation.messages import Request
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
 from fedbilevel.problems.quadratic import Quadratic
 from fedbilevel.results import RunDirectory
 from server.app import app as server_app
-from server.experiment import Experiment, Observer, local
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
+from server.running.experiment import Experiment, Observer, local
 from tests.flower import REPOSITORY, Flower, processes_with, stop_all
 
 IDENTITY = ("_task_id", "_run_id", "_node_id")

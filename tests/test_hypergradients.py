@@ -16,12 +16,13 @@ from torch.autograd.functional import hessian, jacobian
 from clients.node import Setting
 from fedbilevel import ClientData, Problem, simulate
 from fedbilevel.data import federate
-from fedbilevel.federation import Federation, Population
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import map_examples
 from fedbilevel.problems import HyperRepresentation, Quadratic
-from server.algorithm import find
 from server.grids.engines import in_process
-from server.run import Result
+from server.kit.algorithm import find
+from server.running.run import Result
 from tests import reference
 from tests.reference import Dense
 

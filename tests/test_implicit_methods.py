@@ -24,7 +24,7 @@ from fedbilevel.errors import BadInput
 from fedbilevel.problem import Ragged, map_examples
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
-from server.algorithm import find
+from server.kit.algorithm import find
 
 Loss = Callable[[Tensor], Tensor]
 NEWTON = {"inner_solver": "newton", "local_steps": 15, "cg_steps": 60, "cg_tolerance": 1e-14}

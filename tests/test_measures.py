@@ -16,7 +16,7 @@ from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
-from server.measures import SAMPLES, auroc, calibration_error, judge, ranks, spearman, summary
+from server.kit.measures import SAMPLES, auroc, calibration_error, judge, ranks, spearman, summary
 
 
 class Table:

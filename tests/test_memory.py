@@ -9,13 +9,14 @@ import sys
 import pytest
 import torch
 
-from fedbilevel import memory, simulate
+from fedbilevel import simulate
 from fedbilevel.data import federate
 from fedbilevel.errors import BadInput
+from fedbilevel.machine import memory
 from fedbilevel.problems import HyperRepresentation, Quadratic
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
-from server.algorithm import find
-from server.memory import estimate
+from server.kit.algorithm import find
+from server.running.estimate import estimate
 
 PEAK = """
 import re
@@ -23,9 +24,9 @@ from pathlib import Path
 from fedbilevel import simulate
 from fedbilevel.data import federate
 from fedbilevel.problems import HyperRepresentation
-from server.algorithm import find
-from server.memory import estimate
-from server.run import initial
+from server.kit.algorithm import find
+from server.running.estimate import estimate
+from server.running.run import initial
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -45,9 +46,9 @@ import re
 from pathlib import Path
 from bench.meta import FewShot
 from fedbilevel import simulate
-from server.algorithm import find
-from server.memory import estimate
-from server.run import initial
+from server.kit.algorithm import find
+from server.running.estimate import estimate
+from server.running.run import initial
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

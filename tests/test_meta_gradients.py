@@ -14,16 +14,17 @@ from clients.methods import methods
 from clients.tasks import TaskBatch
 from experiments.cli import main
 from fedbilevel import BadInput, ClientData, randomness, simulate
-from fedbilevel.federation import Federation, Population
-from fedbilevel.ledger import Ledger
+from fedbilevel.config.build import build
+from fedbilevel.federation.ledger import Ledger
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import Ragged
-from fedbilevel.problems import build
 from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
 from fedbilevel.problems.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
-from server.algorithm import algorithms, find
-from server.checkpoints import Checkpoint, Checkpoints
-from server.run import Result
+from server.kit.algorithm import algorithms, find
+from server.running.checkpoints import Checkpoint, Checkpoints
+from server.running.run import Result
 from tests.console import rows
 
 M, D = 5, 4
@@ -557,10 +558,10 @@ local_steps = 3
 
 
 def test_an_interrupted_run_goes_on_with_its_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import server.experiment
+    import server.running.experiment
     from experiments.progress import Lines
 
-    monkeypatch.setattr(server.experiment, "WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(server.running.experiment, "WRITE_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
     Path("config.toml").write_text(CONFIG)
     assert main(["run", "config.toml", "--out", "whole"]) == 0

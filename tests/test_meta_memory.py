@@ -13,10 +13,10 @@ import torch
 from clients.methods import methods
 from experiments.cli import main
 from fedbilevel.errors import BadInput
-from fedbilevel.peak import peak_memory
+from fedbilevel.machine.peak import peak_memory
 from fedbilevel.problem import ClientData
 from fedbilevel.tasks import Tasks
-from server.peak import meta_gradient_peak
+from server.running.peak import meta_gradient_peak
 from tests.console import config, refused
 from tests.test_flow_methods import Softmax
 

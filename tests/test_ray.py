@@ -31,21 +31,21 @@ from torch import Tensor
 
 from clients.node import Setting
 from fedbilevel import simulate
-from fedbilevel.config import Config, check
+from fedbilevel.config.tables import Config, check
 from fedbilevel.data import federate
 from fedbilevel.errors import BadInput, ClientFailed, RunFailed
 from fedbilevel.problems import HyperRepresentation, Quadratic
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Observer, engine, local
 from server.grids.actors import Shares
 from server.grids.cluster import _alive, _family, connected
 from server.grids.engines import opened
 from server.grids.flower_internals import SERVER_NODE_ID
 from server.grids.parcels import pack, restricted, unpack
 from server.grids.ray import RayGrid
-from server.grids.sweep import Sweep
-from server.plan import Job
-from server.run import Result
+from server.running.experiment import Experiment, Observer, engine, local
+from server.running.plan import Job
+from server.running.run import Result
+from server.running.sweep import Sweep
 from tests.console import heed_ctrl_c
 from tests.flower import processes_with
 
@@ -280,7 +280,7 @@ def grid_of(monkeypatch: pytest.MonkeyPatch, shares: Shares) -> Iterator[RayGrid
         def given(name: str, **options: Any) -> Iterator[Any]:
             yield grid.exchange
 
-        monkeypatch.setattr("server.simulation.opened", given)
+        monkeypatch.setattr("server.running.simulation.opened", given)
         yield grid
         monkeypatch.undo()
 
@@ -620,10 +620,10 @@ print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 
 GOES_ON = """
 import signal
-from fedbilevel.config import check
+from fedbilevel.config.tables import check
 from fedbilevel.results import RunDirectory
-from server.experiment import Experiment, Observer, engine
-from server.grids.sweep import Sweep
+from server.running.experiment import Experiment, Observer, engine
+from server.running.sweep import Sweep
 
 class Tell(Observer):
     told = 0

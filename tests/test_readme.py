@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fedbilevel import simulate
-from fedbilevel.config import check, read
+from fedbilevel.config.tables import check, read
 from fedbilevel.data import load
-from server import algorithm as table
-from server.plan import plan
+from server.kit import algorithm as table
+from server.running.plan import plan
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

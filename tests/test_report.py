@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import server.plan
+import server.running.plan
 from experiments.cli import main
 from experiments.progress import Bars, Estimate, Lines
 from experiments.report import print_unseen
-from fedbilevel.config import read
+from fedbilevel.config.tables import read
 from tests.console import config, refused, tree
 
 
@@ -110,7 +110,7 @@ def test_time_left_counts_the_jobs_to_come_at_the_pace_of_their_kind():
 def test_plain_lines_come_every_ten_seconds_and_at_every_end(capsys):
     now = [0.0]
     lines = Lines(Console(width=10_000, color_system=None), lambda: now[0])
-    jobs = server.plan.plan(read(config(), ["run.seeds=[0]", "run.iterations=100"]))
+    jobs = server.running.plan.plan(read(config(), ["run.seeds=[0]", "run.iterations=100"]))
     lines.planned(jobs)
     lines.started(jobs[0])
     for iteration in range(101):
@@ -127,7 +127,7 @@ def test_plain_lines_come_every_ten_seconds_and_at_every_end(capsys):
 def test_bars_show_both_levels_within_a_narrow_terminal():
     console = Console(width=60, force_terminal=True, color_system=None, file=io.StringIO())
     bars = Bars(console, time.monotonic)
-    jobs = server.plan.plan(read(config()))
+    jobs = server.running.plan.plan(read(config()))
     bars.planned(jobs)
     bars.started(jobs[0])
     bars.stepped(jobs[0], 3, 30)
@@ -142,7 +142,7 @@ def test_bars_show_both_levels_within_a_narrow_terminal():
 def test_bars_show_every_run_of_a_sweep_that_goes_on():
     console = Console(width=100, force_terminal=True, color_system=None, file=io.StringIO())
     bars = Bars(console, time.monotonic)
-    jobs = server.plan.plan(read(config()))
+    jobs = server.running.plan.plan(read(config()))
     bars.planned(jobs)
     for job, iteration in zip(jobs[:2], (3, 5), strict=True):
         bars.started(job)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import server.experiment
-import server.plan
+import server.running.experiment
+import server.running.plan
 from experiments.cli import main
 from experiments.progress import Display, Lines
 from tests.console import FILES, config, process, refused, rows, tree, wait_for
@@ -27,7 +27,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _saved_at_every_step(monkeypatch):
-    monkeypatch.setattr(server.experiment, "WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(server.running.experiment, "WRITE_SECONDS", 0.0)
 
 
 def whole(out="whole"):
@@ -113,7 +113,7 @@ def test_ctrl_c_before_a_run_begins_is_quiet_too(capsys, monkeypatch):
     def interrupt(jobs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server.plan, "check_problem", interrupt)
+    monkeypatch.setattr(server.running.plan, "check_problem", interrupt)
     assert main(["run", config(), "--out", "a"]) == 130
     assert capsys.readouterr().err == "fedbilevel: interrupted\n"
     assert not Path("a").exists()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fedbilevel import simulate
+from fedbilevel.config.build import build
 from fedbilevel.errors import BadInput
-from fedbilevel.problems import build
 from fedbilevel.problems.sinusoid import Sinusoid
 from fedbilevel.tasks import Tasks
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clients.tasks import TaskBatch
+from fedbilevel.user_files import is_users
 
 Settings = Mapping[str, Any]
 """The algorithm's options that the method reads, as they travel: numbers, strings, true or false."""
@@ -54,11 +55,16 @@ TABLE: dict[str, Method] = {}
 
 
 def method(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Enter a method into the table."""
+    """Enter a method into the table, under `cls.name`: its name, before which a user's own file puts the file's.
+
+    Raises ValueError for a name that another module has entered.
+    """
 
     def enter(cls: type[Method]) -> type[Method]:
-        cls.name = name
-        TABLE[name] = cls()
+        cls.name = f"{cls.__module__}:{name}" if is_users(cls.__module__) else name
+        if cls.name in TABLE and type(TABLE[cls.name]).__module__ != cls.__module__:
+            raise ValueError(f"two methods are called {name}")
+        TABLE[cls.name] = cls()
         return cls
 
     return enter

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clients.cohort import Batch, Cohort
 from clients.operations.registry import operation
-from fedbilevel.systems import LocalSteps
+from fedbilevel.federation.systems import LocalSteps
 
 
 def _corrected(steps: str) -> Callable[[Mapping[str, Any]], float]:
@@ -40,7 +40,12 @@ def sgd_steps(cohort: Cohort, x: Tensor, y: Tensor, *, lower_step: float, local_
     return y_i
 
 
-@operation(upper=_corrected("upper_local_steps"), about="x", steps="upper_local_steps", epochs_of="upper")
+@operation(
+    upper=_corrected("upper_local_steps"),
+    about="x",
+    steps="upper_local_steps",
+    epochs_of="upper",
+)
 def outer_steps(
     cohort: Cohort,
     x: Tensor,

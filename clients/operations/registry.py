@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from fedbilevel.derivatives import Level
-from fedbilevel.messages import Passes
+from fedbilevel.federation.messages import Passes
+from fedbilevel.user_files import is_users
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -21,9 +22,10 @@ class Operation:
 
     reads: the vectors it needs; options: the keyword options it takes; steps: the option that holds the number of local
     steps; linear_once: with one local step its result is linear in the client's losses; about: its results are iterates
-    that start at this vector (an unbiased average acts on the displacement); passes: how often it differentiates an
-    example of each level; tasks: it works on tasks of each client's own; report: its last output is for the reader of a
-    history, and not counted as communication.
+    that start at this vector (an unbiased average acts on the displacement); along: (vector, step), where that
+    displacement holds `-step * tau_i * vector` and the vector is an aggregate already; passes: how often it
+    differentiates an example of each level; tasks: it works on tasks of each client's own; report: its last output is
+    for the reader of a history, and not counted as communication.
     """
 
     name: str
@@ -35,7 +37,14 @@ class Operation:
     tasks: bool
     report: bool
     about: tuple[str | None, ...]
+    along: tuple[str, str] | None
     passes: Callable[[Mapping[str, Any]], Passes]
+
+    @property
+    def key(self) -> str:
+        """The name by which it travels; one of a user's own file carries the file's."""
+        module = self.function.__module__
+        return f"{module}:{self.name}" if is_users(module) else self.name
 
     def linear(self, options: Mapping[str, Any]) -> bool:
         """Whether the mean of the clients' results is the result for the mean of their losses: it may run pooled."""
@@ -51,6 +60,7 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {}
+"""Every operation by its key."""
 
 
 def operation(
@@ -58,6 +68,7 @@ def operation(
     lower: float | Callable[[Mapping[str, Any]], float] = 0,
     upper: float | Callable[[Mapping[str, Any]], float] = 0,
     about: str | tuple[str | None, ...] | None = None,
+    along: tuple[str, str] | None = None,
     steps: str | None = None,
     epochs_of: Level = "lower",
     linear_once: bool = True,
@@ -86,6 +97,7 @@ def operation(
             tasks=tasks,
             report=report,
             about=about if isinstance(about, tuple) else (about,),
+            along=along,
             passes=lambda options: Passes(
                 lower=amount(lower, options),
                 upper=amount(upper, options),
@@ -95,7 +107,9 @@ def operation(
             ),
         )
         made.__dict__["__doc__"] = function.__doc__
-        if OPERATIONS.setdefault(made.name, made) is not made:
+        if is_users(function.__module__):
+            OPERATIONS[made.key] = made
+        elif OPERATIONS.setdefault(made.key, made) is not made:
             raise ValueError(f"two operations are called {made.name}")
         return made
 

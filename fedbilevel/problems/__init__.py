@@ -1,7 +1,22 @@
-"""The problems by name, and a user's own problem by `path/to/file.py:factory`."""
+"""The problems: one file each, and the table of their names. A user's own is `path/to/file.py:factory`."""
 
-from fedbilevel.problems.build import PROBLEMS, build, convert, needs_data
+from collections.abc import Callable
+
+from fedbilevel.problem import Problem
+from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.hyper_representation import HyperRepresentation
 from fedbilevel.problems.quadratic import Quadratic
+from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.sinusoid import Sinusoid
 
-__all__ = ["PROBLEMS", "HyperRepresentation", "Quadratic", "build", "convert", "needs_data"]
+__all__ = ["PROBLEMS", "FewShot", "HyperRepresentation", "Quadratic", "QuadraticTasks", "Sinusoid"]
+
+Factory = Callable[..., Problem]
+
+PROBLEMS: dict[str, tuple[Factory, str]] = {
+    "quadratic": (Quadratic, "heterogeneous quadratics with closed-form y*, hypergradient and x*"),
+    "hyper_representation": (HyperRepresentation, "x: representation of an MLP; y: L2-regularised linear head"),
+    "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
+    "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
+    "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),
+}

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from fedbilevel.data.characters import load_characters
 from fedbilevel.data.episodes import deal
 from fedbilevel.errors import BadInput
-from fedbilevel.memory import require
+from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Examples, Ragged
 from fedbilevel.problems.networks import Activation, Convolutions, Network, Perceptron
 from fedbilevel.tasks import Tasks

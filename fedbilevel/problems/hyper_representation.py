@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
-from fedbilevel.memory import require
+from fedbilevel.machine.memory import require
 
 Prepared = dict[str, Tensor]
 

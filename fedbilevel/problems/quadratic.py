@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbilevel.errors import BadInput
-from fedbilevel.memory import require
+from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Ragged
 
 

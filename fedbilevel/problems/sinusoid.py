@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbilevel.errors import BadInput
-from fedbilevel.memory import require
+from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Examples, Ragged
 from fedbilevel.problems.networks import Activation, Perceptron
 from fedbilevel.tasks import Tasks

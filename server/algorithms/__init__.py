@@ -1,1 +1,1 @@
-"""The algorithms, one file each, in the symbols of their papers."""
+"""The algorithms, one file each, in the symbols of their papers, by family."""

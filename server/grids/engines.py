@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from clients.app import make_app
 from clients.node import Node, Setting
 from fedbilevel.errors import BadInput, unknown
-from fedbilevel.messages import Exchange
+from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid

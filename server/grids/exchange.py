@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clients.app import array_from_tensor, tensor_from_array
 from fedbilevel.errors import ClientFailed, RunFailed
-from fedbilevel.messages import Reply, Request
+from fedbilevel.federation.messages import Reply, Request
 
 OPERATE, HELLO = "query.operate", "query.hello"
 
@@ -197,4 +197,4 @@ def _span(clients: np.ndarray) -> str:
 
 
 def _what(request: Request) -> str:
-    return f"operation {', '.join(request.operations)}, round {request.round}"
+    return f"operation {', '.join(key.rpartition(':')[2] for key in request.operations)}, round {request.round}"

@@ -11,9 +11,10 @@ from types import ModuleType
 from ray import cloudpickle
 
 from fedbilevel.errors import BadInput
+from fedbilevel.packages import PACKAGES
 from fedbilevel.problem import Problem
 
-_OURS = frozenset({"fedbilevel", "clients", "server", "experiments"})
+_OURS = frozenset(PACKAGES)
 
 
 def restricted(problem: Problem, first: int, end: int) -> Problem:

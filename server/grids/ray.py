@@ -12,7 +12,7 @@ import ray
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from clients.node import Setting
-from fedbilevel.messages import Exchange
+from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
 from server.grids.actors import Actors, Call, Shares, chosen, reason
 from server.grids.base import NumberedGrid

@@ -13,9 +13,10 @@ from pydantic import BaseModel
 
 from clients.app import make_app
 from clients.node import Node, Setting
-from fedbilevel.device import Device
+from fedbilevel.federation.systems import BatchSize
+from fedbilevel.machine.device import Device
 from fedbilevel.problem import Problem
-from fedbilevel.systems import BatchSize
+from fedbilevel.user_files import UserFile
 from server.grids.flower_internals import claim_identity
 from server.grids.parcels import unpack
 
@@ -28,6 +29,7 @@ class Recipe(BaseModel):
     batch: BatchSize
     gradient_batch: BatchSize
     device: Device
+    files: tuple[UserFile, ...]
 
     @classmethod
     def of(cls, problem: str, setting: Setting) -> Recipe:
@@ -36,7 +38,7 @@ class Recipe(BaseModel):
 
     def setting(self) -> Setting:
         """Return what a node knows of the run besides the problem."""
-        return Setting(self.seed, self.batch, self.gradient_batch, self.device)
+        return Setting(self.seed, self.batch, self.gradient_batch, self.device, self.files)
 
 
 class Place(NamedTuple):

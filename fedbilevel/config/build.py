@@ -1,0 +1,126 @@
+"""Builds a problem from its name and the parameters of its table."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from fedbilevel.config.validation import NOTHING, described, unknown_key
+from fedbilevel.data import FederatedData
+from fedbilevel.errors import BadInput, said, unknown
+from fedbilevel.problem import Problem
+from fedbilevel.problems import PROBLEMS, Factory
+from fedbilevel.problems.inspection import convert, inspect_problem
+from fedbilevel.user_files import module_of, names_file, public_callables
+
+_GIVEN = ("data", "dtype")
+"""Parameters of a factory that the library fills in: the federated data, and the torch dtype of the run."""
+
+
+def build(
+    name: str, parameters: Mapping[str, Any], *, data: Callable[[], FederatedData], dtype: torch.dtype | None
+) -> Problem:
+    """Build the problem called `name` ("quadratic", ..., or "path/to/file.py:factory") in the given dtype,
+    or in its own.
+
+    Raises BadInput for an unknown name, a file that does not import, parameters that the factory does not take or
+    refuses, and a problem whose losses have wrong shapes.
+    """
+    factory = _factory(name)
+    arguments = _arguments(factory, parameters)
+    takes = inspect.signature(factory).parameters
+    if "data" in takes:
+        try:
+            arguments["data"] = data()
+        except BadInput as error:
+            raise _typed(error, "data") from error
+    if "dtype" in takes:
+        arguments["dtype"] = dtype or torch.float32
+    try:
+        problem = factory(**arguments)
+    except BadInput as error:
+        raise _typed(error, "problem") from error
+    except (Exception, SystemExit) as error:
+        raise BadInput("problem.name", name, f"a factory that runs, but it raised {said(error)}") from error
+    inspect_problem(problem, name)
+    return problem if dtype is None else convert(problem, dtype)
+
+
+def _typed(error: BadInput, table: str) -> BadInput:
+    """The same error with the key that its author typed: `ClientData` does not know the table its weights came from."""
+    return BadInput(error.key.replace("clients.weights", f"{table}.weights"), error.value, error.allowed)
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The parameters of a built-in problem that have defaults, as a config would hold them; empty for a user's own."""
+    if name not in PROBLEMS:
+        return {}
+    takes = inspect.signature(PROBLEMS[name][0]).parameters
+    found = {key: p.default for key, p in takes.items() if key not in _GIVEN and p.default not in (p.empty, None)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def needs_data(name: str) -> bool:
+    """Whether the problem is built from the `[data]` table. Raises BadInput as `build` does."""
+    return "data" in inspect.signature(_factory(name)).parameters
+
+
+def _factory(name: str) -> Factory:
+    if name in PROBLEMS:
+        return PROBLEMS[name][0]
+    if not names_file(name):
+        raise unknown("problem.name", name, [*PROBLEMS, "path/to/file.py:factory"])
+    path, _, attribute = name.rpartition(":")
+    module = module_of(name, "problem.name")
+    factory = getattr(module, attribute, None)
+    try:
+        inspect.signature(factory)  # type: ignore[arg-type]  # what is not callable raises TypeError
+    except (TypeError, ValueError):
+        if known := [f"{path}:{own}" for own in public_callables(module)]:
+            raise unknown("problem.name", name, known) from None
+        raise BadInput("problem.name", name, "a file with a factory, and this one defines no function") from None
+    found: Factory = factory  # type: ignore[assignment]  # it has a signature
+    return found
+
+
+def _arguments(factory: Factory, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters, each of a kind that its annotation allows where it has one."""
+    signature = inspect.signature(factory)
+    takes = {key: p for key, p in signature.parameters.items() if key not in _GIVEN}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    takes = {key: p for key, p in takes.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    try:
+        hints = inspect.get_annotations(factory.__init__ if inspect.isclass(factory) else factory, eval_str=True)
+    except Exception:
+        hints = {}
+    for key, value in parameters.items():
+        if key in _GIVEN or (key not in takes and not open_ended):
+            raise unknown_key("problem", key, value, ["name", *takes])
+        if key in hints and key in takes:
+            _hold(f"problem.{key}", value, hints[key])
+    for key, parameter in takes.items():
+        if parameter.default is parameter.empty and key not in parameters:
+            raise BadInput(f"problem.{key}", NOTHING, "a value: this problem requires it")
+    return dict(parameters)
+
+
+def _hold(key: str, value: Any, hint: Any) -> None:
+    """Hold a value of a config against an annotation; one that pydantic cannot read holds for everything."""
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value), strict=True)  # as JSON, a list is good for a tuple too
+    except PydanticUserError:
+        return
+    except ValidationError as error:
+        try:
+            schema = adapter.json_schema()
+            allowed = described(schema, schema)
+        except PydanticUserError:
+            allowed = str(error.errors(include_url=False)[0]["msg"])
+        raise BadInput(key, value, allowed) from None

@@ -1,0 +1,91 @@
+"""A setup: what a worker has to know, as text, to build its side of one run."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import torch
+
+from fedbilevel.config.build import build, needs_data
+from fedbilevel.config.tables import Batch, Config, DataTable, ProblemTable
+from fedbilevel.data import FederatedData, federate
+from fedbilevel.errors import BadInput
+from fedbilevel.federation.systems import BatchSize
+from fedbilevel.machine.device import Device
+from fedbilevel.problem import Problem
+from fedbilevel.strict import Strict
+from fedbilevel.user_files import UserFile
+
+
+class Setup(Strict):
+    """Problem, data, precision, device, seed and minibatch sizes of one run; `run` tells runs of one session apart.
+
+    files: the user's own with what clients compute in it; the problem's file is read where the problem is built.
+    """
+
+    run: str
+    problem_table: ProblemTable
+    data: DataTable | None
+    dtype: str
+    device: Device = "auto"
+    seed: int
+    batch: Batch
+    gradient_batch: Batch | None
+    files: tuple[UserFile, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config, label: str, seed: int, files: tuple[UserFile, ...] = ()) -> Setup:
+        """Return the setup of one algorithm and seed of a config."""
+        run = config.run
+        return cls(
+            run=f"{label} {seed}",
+            problem_table=config.problem,
+            data=config.data,
+            dtype=run.dtype,
+            device=run.device,
+            seed=seed,
+            batch=run.batch,
+            gradient_batch=run.gradient_batch,
+            files=files,
+        )
+
+    @property
+    def batch_size(self) -> BatchSize:
+        """Minibatch size of local steps, None for the full batch."""
+        return None if self.batch == "full" else self.batch
+
+    @property
+    def gradient_batch_size(self) -> BatchSize:
+        """Minibatch size of every other derivative, None for the full batch."""
+        chosen = self.batch if self.gradient_batch is None else self.gradient_batch
+        return None if chosen == "full" else chosen
+
+    def problem(self) -> Problem:
+        """Build the problem; the latest two are kept. Raises BadInput."""
+        data = (self.data or DataTable()) if needs_data(self.problem_table.name) else None
+        if data is None and self.data is not None:
+            raise BadInput("data", "a table", f"no table [data]: problem {self.problem_table.name} takes no data set")
+        seed = self.seed if data is None or data.seed is None else data.seed
+        tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
+        return _problem(json.dumps(tables), seed if data else 0, self.dtype)
+
+
+@functools.lru_cache(maxsize=2)
+def _problem(tables: str, seed: int, dtype: str) -> Problem:
+    parsed = json.loads(tables)
+    table = ProblemTable.model_validate(parsed["problem"])
+
+    def data() -> FederatedData:
+        chosen = DataTable.model_validate(parsed["data"])
+        return federate(
+            chosen.name,
+            clients=chosen.clients,
+            partition_name=chosen.partition,
+            parameters=chosen.parameters,
+            validation=chosen.validation,
+            weights=chosen.weights,
+            seed=seed,
+        )
+
+    return build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype))

@@ -1,0 +1,223 @@
+"""Configs: the tables of a TOML file, what they may hold, and how one is read, overridden, checked and written."""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from fedbilevel.config.packaged import or_packaged, packaged
+from fedbilevel.config.validation import NOTHING, typed, unknown_key, validated
+from fedbilevel.data import partition_parameters
+from fedbilevel.errors import BadInput
+from fedbilevel.federation.systems import Systems
+from fedbilevel.machine.device import Device
+from fedbilevel.strict import Strict
+from fedbilevel.user_files import located, names_file
+
+Batch = Literal["full"] | Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class RunTable(Strict):
+    """The `[run]` table: how long, how often, how exact, and with whom."""
+
+    seeds: list[Seed] = Field([0], min_length=1, description="every algorithm runs once for each")
+    iterations: int | None = Field(None, ge=1, description="outer iterations of every run")
+    rounds: int | None = Field(None, ge=1, description="a run ends with the iteration that reaches this many rounds")
+    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations, at ends of iterations")
+    targets: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="accuracies for summary.csv")
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Device = Field("auto", description="where clients compute; auto: a CUDA card where there is one")
+    batch: Batch = Field("full", description="minibatch size of local steps")
+    gradient_batch: Batch | None = Field(None, description="minibatch size of all other derivatives; default: batch")
+    clients_per_round: int | None = Field(None, ge=1, description="|S|; default: all clients")
+    weighting: Literal["normalised", "unbiased"] = "normalised"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunTable:
+        if self.iterations is None and self.rounds is None:
+            raise BadInput("iterations", NOTHING, "an integer of at least 1; or rounds in its place")
+        if self.iterations is not None and self.rounds is not None:
+            raise BadInput("iterations", self.iterations, f"only one of iterations and rounds (= {self.rounds})")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise BadInput("seeds", self.seeds, "seeds that differ from each other")
+        return self
+
+
+class ProblemTable(Strict):
+    """The `[problem]` table: a name, and whatever that problem takes."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class DataTable(Strict):
+    """The `[data]` table: which data, and how they are spread over clients; the partition's parameters stand beside."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = "digits"
+    clients: int = Field(20, ge=1)
+    partition: str = "dirichlet"
+    validation: float = Field(0.5, gt=0, lt=1, description="share of a client's examples on the upper level")
+    weights: Literal["size", "uniform"] | list[Annotated[float, Field(gt=0)]] = "size"
+    seed: Seed | None = Field(None, description="draws the partition; default: the seed of the run")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the partition takes."""
+        return dict(self.model_extra or {})
+
+
+class EngineTable(Strict):
+    """The `[engine]` table: what carries the messages, and over how many workers."""
+
+    name: str = Field("local", description="a name of `fedbilevel list`")
+    workers: int | None = Field(None, ge=1, description="nodes; default: 1 on local, one actor per CPU on ray")
+    threads: int | None = Field(None, ge=1, description="torch's threads in each actor; default: CPUs / workers")
+    cpus: float = Field(1.0, gt=0, description="CPUs that an actor reserves")
+    gpus: float = Field(0.0, ge=0, description="GPUs that an actor reserves")
+
+
+class Config(Strict):
+    """A whole config: every algorithm of `[algorithms]` runs once for every seed."""
+
+    title: str = "fedbilevel"
+    run: RunTable
+    problem: ProblemTable
+    data: DataTable | None = None
+    systems: Systems = Systems()
+    engine: EngineTable = EngineTable()
+    options: dict[str, Any] = Field(default_factory=dict, description="for every algorithm that takes them")
+    algorithms: dict[str, dict[str, Any]] = Field(min_length=1)
+
+    @field_validator("title")
+    @classmethod
+    def _plain_title(cls, title: str) -> str:
+        if not title.isprintable():
+            raise ValueError("one line of printable characters")
+        return title
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config, override keys of it, and check it.
+
+    overrides: "table.key=value" each; the value is TOML, or else a plain string. Of `run.iterations` and `run.rounds`,
+    the one that is overridden replaces the other. Files of your own, named in `problem.name` or as an algorithm, are
+    found from here, or else from the config's folder. The name of a packaged config stands for its file.
+
+    Raises BadInput for a file that cannot be read, for TOML that cannot be parsed, and for every key that is unknown,
+    of the wrong type or out of range.
+    """
+    file = packaged(path) or Path(path)
+    try:
+        text = file.read_bytes().decode("utf-8-sig")  # an editor may have put a byte order mark in front
+    except OSError as error:
+        raise BadInput("config", str(file), f"a file that can be read ({error.strerror}){or_packaged(path)}") from None
+    except UnicodeDecodeError:
+        raise BadInput("config", str(file), "a TOML file, which is text in UTF-8") from None
+    try:
+        tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput("config", str(file), f"a TOML file, but: {error}") from None
+    _override(tables, list(overrides))
+    _find_files(tables, file.parent)
+    return check(tables)
+
+
+def _override(tables: dict[str, Any], overrides: list[str]) -> None:
+    lengths = set()
+    for override in overrides:
+        path, value = _assignment(override)
+        table: Any = tables
+        for depth, part in enumerate(path[:-1], start=1):
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                raise BadInput("--set", override, f"a key of a table, and {typed(path[:depth])} is no table")
+        table[path[-1]] = value
+        if path in (["run", "iterations"], ["run", "rounds"]):
+            lengths.add(path[1])
+    if len(lengths) == 1:
+        tables["run"].pop("rounds" if "iterations" in lengths else "iterations", None)
+
+
+def _assignment(override: str) -> tuple[list[str], Any]:
+    """Return the path and the value of a line `table.key=value`."""
+    key, equals, text = override.partition("=")
+    try:
+        parsed: Any = tomllib.loads(f"{key} = 0") if equals and "\n" not in key else None
+    except tomllib.TOMLDecodeError:
+        parsed = None
+    path = []
+    while isinstance(parsed, dict):
+        part, parsed = next(iter(parsed.items()))
+        path.append(part)
+    if not path:
+        raise BadInput("--set", override, "table.key=value, such as run.rounds=100")
+    try:
+        return path, tomllib.loads(f"value = {text.strip()}")["value"]
+    except (ValueError, RecursionError):
+        return path, text.strip()
+
+
+def _find_files(tables: dict[str, Any], folder: Path) -> None:
+    """Write the files of a user's own that are named with their whole paths."""
+    problem = tables.get("problem")
+    if isinstance(problem, dict) and isinstance(problem.get("name"), str) and names_file(problem["name"]):
+        problem["name"] = located(problem["name"], folder)
+    algorithms = tables.get("algorithms")
+    for label, table in algorithms.items() if isinstance(algorithms, dict) else ():
+        if isinstance(table, dict):
+            name = table.get("algorithm", label)
+            if isinstance(name, str) and names_file(name):
+                table["algorithm"] = located(name, folder)
+
+
+def check(tables: Mapping[str, Any]) -> Config:
+    """Check the tables of a config. Raises BadInput, naming the first key that is wrong."""
+    if isinstance(tables.get("algorithms"), dict) and not tables["algorithms"]:
+        raise BadInput("algorithms", {}, "at least one table [algorithms.NAME]")
+    _no_dates(tables, [])
+    config = validated(Config, tables, "")
+    for label in config.algorithms:
+        if not label or not label.isprintable() or len(label) > 80:
+            raise BadInput("algorithms", label, "names of 1 to 80 printable characters")
+    if config.data is not None:
+        takes = partition_parameters(config.data.partition)
+        for key, value in config.data.parameters.items():
+            if key not in takes:
+                raise unknown_key("data", key, value, [*DataTable.model_fields, *takes])
+    return config
+
+
+def _no_dates(value: Any, path: list[str | int]) -> None:
+    """Dates are the only values of TOML that no key takes, and that would not travel to a worker."""
+    if isinstance(value, datetime.date | datetime.time):
+        raise BadInput(typed(path), str(value), "a number, a string, true or false, a list or a table")
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _no_dates(inner, [*path, key])
+
+
+def write(config: Config) -> str:
+    """Return the config as TOML that `read` reads back as the same config."""
+    return tomli_w.dumps(_without_none(config.model_dump()))
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is not set is left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return value

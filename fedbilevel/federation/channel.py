@@ -1,0 +1,84 @@
+"""What travels: which vectors clients hold already, and what a round puts on the wire in each direction."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedbilevel.federation.messages import Operation
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one round sends in one direction: the vectors of all clients together, and the bytes of each client [S]."""
+
+    vectors: int
+    bytes: NDArray[np.float64]
+    total_bytes: int
+
+
+@dataclass
+class _Sent:
+    """A vector that was sent in this iteration: its token, whether it still lives, and which clients hold it."""
+
+    token: int
+    tensor: weakref.ref[Tensor]
+    holders: NDArray[np.int64] | None = None
+
+
+class Channel:
+    """Between the server and its clients, who keep the vectors they were sent during one outer iteration.
+
+    A vector (the same tensor object) travels to a client once between two calls of `forget`.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[int, _Sent] = {}
+        self._tokens = 0
+
+    def forget(self) -> None:
+        """An outer iteration begins: clients forget what they were sent."""
+        self._sent.clear()
+
+    def token(self, tensor: Tensor) -> int:
+        """The number of this vector, unique within the run."""
+        return self._entry(tensor).token
+
+    def alive(self) -> frozenset[int]:
+        """The numbers of the vectors that may still be asked for."""
+        return frozenset(sent.token for sent in self._sent.values())
+
+    def down(self, tensors: Iterable[Tensor], clients: NDArray[np.int64]) -> Traffic:
+        """Send vectors to clients: only those that a client does not hold yet travel to it."""
+        vectors, total, per_client = 0, 0, np.zeros(len(clients))
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+            sent = self._entry(tensor)
+            if sent.holders is clients:
+                continue
+            new = np.ones(len(clients), np.bool_) if sent.holders is None else ~np.isin(clients, sent.holders)
+            count, size = int(new.sum()), tensor.numel() * tensor.element_size()
+            per_client += new * float(size)
+            vectors, total = vectors + count, total + count * size
+            sent.holders = clients if sent.holders is None else np.union1d(sent.holders, clients)
+        return Traffic(vectors, per_client, total)
+
+    def up(self, operations: Sequence[Operation], means: Sequence[tuple[Tensor, ...]], count: int) -> Traffic:
+        """What `count` clients answer: each the outputs of the operations, of the means' shapes; reports are free."""
+        counted = zip(operations, means, strict=True)
+        outputs = [output for operation, results in counted for output in results[: len(results) - operation.report]]
+        size = sum(output.numel() * output.element_size() for output in outputs)
+        return Traffic(count * len(outputs), np.full(count, float(size)), count * size)
+
+    def _entry(self, tensor: Tensor) -> _Sent:
+        """What is known of this vector. When the algorithm drops it, it can never be sent again and is forgotten."""
+        key = id(tensor)
+        if key not in self._sent:
+            gone = weakref.ref(tensor, lambda _, key=key, sent=self._sent: sent.pop(key, None))  # type: ignore[misc]  # bound now
+            self._sent[key] = _Sent(self._tokens, gone)
+            self._tokens += 1
+        return self._sent[key]

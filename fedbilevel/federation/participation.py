@@ -1,0 +1,74 @@
+"""Who takes part: the population of clients, who of them is there, and who is sampled for an outer iteration."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedbilevel import randomness
+from fedbilevel.federation.systems import BatchSize, LocalSteps, Systems, local_steps
+from fedbilevel.problem import ClientData
+
+
+@dataclass(frozen=True)
+class Population:
+    """What the server knows of its clients: weights p_i and numbers of examples, shape [m] each.
+
+    task_sizes: where the lower level is local, the examples of a task's support and query set.
+    """
+
+    weights: NDArray[np.float64]
+    lower_sizes: NDArray[np.int64]
+    upper_sizes: NDArray[np.int64]
+    task_sizes: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, clients: ClientData, task_sizes: tuple[int, int] | None = None) -> Population:
+        """Return the population that owns this data."""
+        return cls(clients.weights, clients.lower.sizes, clients.upper.sizes, task_sizes)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def local_steps(
+        self, spec: LocalSteps, seed: int, clients: NDArray[np.int64], batch: BatchSize, level: str = "lower"
+    ) -> NDArray[np.int64]:
+        """tau_i of some clients, [S]; epochs count a client's examples of the level named."""
+        sizes = self.lower_sizes if level == "lower" else self.upper_sizes
+        return local_steps(spec, seed, clients, sizes[clients], batch)
+
+
+@dataclass(frozen=True)
+class Participation:
+    """The clients of an iteration: all who are there, or a sample of `clients_per_round` without replacement."""
+
+    population: Population
+    systems: Systems
+    seed: int
+    clients_per_round: int | None = None
+
+    @functools.cached_property
+    def everyone(self) -> NDArray[np.int64]:
+        """Every registered client, [m]."""
+        return np.arange(len(self.population))
+
+    def sample(self, iteration: int, purpose: str = "") -> NDArray[np.int64]:
+        """Return the set S of an iteration, sorted; a `purpose` of its own gives an independent set.
+
+        Clients that are not available are not asked. When nobody is available the server waits and asks again.
+        """
+        attempt, present = 0, self.everyone
+        while self.systems.availability < 1.0:
+            present = np.flatnonzero(self.systems.available(self.seed, self.everyone, iteration, attempt))
+            if len(present):
+                break
+            attempt += 1
+        size = self.clients_per_round
+        if size is None or size >= len(present):
+            return present
+        draw = randomness.generator(self.seed, randomness.SERVER, iteration, f"sampling {purpose}")
+        chosen = draw.choice(len(present), size=size, replace=False, shuffle=False)
+        return np.asarray(present[np.sort(chosen)])

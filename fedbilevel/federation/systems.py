@@ -1,0 +1,106 @@
+"""Systems heterogeneity: how many local steps a client makes, when it is there, how fast it computes and talks.
+
+Every draw is keyed by (seed, client), so registering a client costs nothing and only sampled clients are drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from fedbilevel import randomness
+from fedbilevel.strict import Positive, PositiveInt, Strict
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+BatchSize = int | None
+"""The number of examples in a minibatch; None is the full batch."""
+
+
+class Epochs(Strict):
+    """Local work given in passes over the client's own examples: epochs x ceil(examples / batch) steps."""
+
+    epochs: int = Field(ge=1)
+
+
+class Between(Strict):
+    """A whole number drawn once per seed and client, uniformly from low to high."""
+
+    low: int = Field(ge=1)
+    high: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Between:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+LocalSteps = PositiveInt | list[PositiveInt] | Epochs | Between
+"""tau: one number for all clients, one per client, a number of epochs, or a range to draw from."""
+
+
+def local_steps(
+    spec: LocalSteps | dict[str, int], seed: int, clients: IntArray, sizes: IntArray, batch: BatchSize
+) -> IntArray:
+    """tau_i of each client in `clients`, whose numbers of examples are `sizes`, shape [S].
+
+    A spec that has travelled as a plain table (`{"epochs": 5}`) is read back.
+    """
+    if isinstance(spec, dict):
+        spec = Epochs(**spec) if "epochs" in spec else Between(**spec)
+    if isinstance(spec, int):
+        return np.full(len(clients), spec, dtype=np.int64)
+    if isinstance(spec, list):
+        return np.asarray(spec, dtype=np.int64)[clients]
+    if isinstance(spec, Epochs):
+        per_epoch = np.ones_like(sizes) if batch is None else -(-sizes // batch)
+        return spec.epochs * per_epoch
+    u = randomness.uniform(seed, clients, 0, "local steps")[:, 0]
+    return spec.low + (u * (spec.high - spec.low + 1)).astype(np.int64)
+
+
+class Network(Strict):
+    """Bandwidth, latency and compute speed of a client: the median, and a log-normal spread around it.
+
+    The time of a round is that of its slowest client: two latencies, the bytes down and up over the client's
+    bandwidths, and the examples it differentiates over its speed.
+    """
+
+    downlink_mbps: Positive = 50.0
+    uplink_mbps: Positive = 10.0
+    latency_ms: float = Field(50.0, ge=0, allow_inf_nan=False)
+    examples_per_second: Positive = 20_000.0
+    spread: float = Field(0.0, ge=0, le=5, allow_inf_nan=False, description="standard deviation of the logarithm")
+
+
+class Systems(Strict):
+    """The `[systems]` table: availability and network of the clients."""
+
+    availability: float = Field(1.0, gt=0, le=1, description="chance that a client is there in an outer iteration")
+    network: Network = Network()
+
+    def available(self, seed: int, clients: IntArray, iteration: int, attempt: int) -> NDArray[np.bool_]:
+        """Which clients are there, shape [clients]; a further attempt draws anew."""
+        if self.availability == 1.0:
+            return np.ones(len(clients), dtype=np.bool_)
+        draws = randomness.uniform(seed, clients, iteration, f"availability {attempt}")[:, 0]
+        return draws < self.availability
+
+    def seconds(
+        self, seed: int, clients: IntArray, down_bytes: FloatArray, up_bytes: FloatArray, examples: FloatArray
+    ) -> float:
+        """Return the simulated time of one round; all arrays are per sampled client, shape [S]."""
+        n = self.network
+
+        def drawn(median: float, what: str) -> FloatArray | float:
+            if n.spread == 0:
+                return median
+            return np.asarray(median * np.exp(n.spread * randomness.normal(seed, clients, 0, what)), dtype=np.float64)
+
+        seconds = 2e-3 * drawn(n.latency_ms, "latency")
+        seconds = seconds + 8e-6 * down_bytes / drawn(n.downlink_mbps, "downlink")
+        seconds = seconds + 8e-6 * up_bytes / drawn(n.uplink_mbps, "uplink")
+        seconds = seconds + examples / drawn(n.examples_per_second, "speed")
+        return float(np.max(seconds))

@@ -1,0 +1,109 @@
+"""Looks a problem over before anything runs on it, and brings it to another dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedbilevel import derivatives
+from fedbilevel.errors import BadInput, said
+from fedbilevel.machine.device import moved
+from fedbilevel.problem import ClientData, Examples, Problem, Ragged, map_examples
+from fedbilevel.tasks import TaskProblem, is_local
+
+
+def convert(problem: Problem, dtype: torch.dtype) -> Problem:
+    """Return the same problem with its clients' data and its own floating-point tensors in another dtype."""
+    if problem.clients is None or data_dtype(problem.clients) == dtype:
+        return problem
+    return moved(problem, dtype)
+
+
+def data_dtype(clients: ClientData) -> torch.dtype | None:
+    """Return the dtype of the first floating-point tensor of the clients' data."""
+    found: list[torch.dtype] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            found.append(tensor.dtype)
+        return tensor
+
+    for level in (clients.lower, clients.upper):
+        map_examples(note, level.values)
+    return found[0] if found else None
+
+
+def _one_task(problem: TaskProblem) -> tuple[tuple[derivatives.Level, Ragged], ...]:
+    """The support and the query set of a first task, as the examples of one client."""
+    held = problem.clients.lower.take(np.array([0]))
+    drawn = problem.tasks(held, np.zeros((1, 1, problem.draws)))
+    sets: tuple[tuple[derivatives.Level, Examples, int], ...]
+    sets = ("lower", drawn.support, problem.task_sizes[0]), ("upper", drawn.query, problem.task_sizes[1])
+    return tuple((level, Ragged(map_examples(lambda t: t[0], part), np.array([0, n]))) for level, part, n in sets)
+
+
+def inspect_problem(problem: Problem, name: str) -> None:
+    """Run both losses on one client's examples, and the evaluation; see that they return what the protocol asks for.
+
+    Raises BadInput with the key `problem.name`, naming what is wrong.
+    """
+
+    def refuse(allowed: str) -> BadInput:
+        return BadInput("problem.name", name, allowed)
+
+    for attribute in ("initial", "lower", "upper", "evaluate"):
+        if not callable(getattr(problem, attribute, None)):
+            raise refuse(f"an object with a method {attribute} (see fedbilevel.problem.Problem)")
+    if not isinstance(getattr(problem, "clients", None), ClientData):
+        raise refuse("an object whose attribute clients is a fedbilevel.ClientData")
+    try:
+        start = problem.initial(torch.Generator().manual_seed(0))
+    except (Exception, SystemExit) as error:
+        raise refuse(f"a problem whose initial(generator) runs, but it raised {said(error)}") from error
+    flat = isinstance(start, tuple | list) and len(start) == 2
+    if not flat or not all(isinstance(part, Tensor) and part.ndim == 1 and part.numel() for part in start):
+        shapes = (
+            [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in start] if flat else "?"
+        )
+        raise refuse(f"a problem whose initial() returns two flat tensors x0 [dx] and y0 [dy], not {shapes}")
+    dtype = data_dtype(problem.clients) or start[0].dtype
+    x, y = (part.to(dtype) for part in start)
+    one = np.array([0])
+    levels: tuple[tuple[derivatives.Level, Ragged], ...]
+    levels = ("lower", problem.clients.lower), ("upper", problem.clients.upper)
+    if is_local(problem):
+        levels = _one_task(problem)
+    for level, held in levels:
+        ragged = held.take(one)
+        n = int(ragged.sizes[0])
+        try:
+            losses = getattr(problem, level)(x, y, derivatives.prepare(problem, x, ragged.values))
+        except (Exception, SystemExit) as error:
+            raise refuse(f"a problem whose {level}(x, y, examples) runs, but it raised {said(error)}") from error
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        if shape != (n,):
+            raise refuse(f"a problem whose {level}() returns one loss per example, shape ({n},), not {shape}")
+        if not losses.is_floating_point():
+            raise refuse(f"a problem whose {level}() returns floating-point losses, not {losses.dtype}")
+        weights = torch.full((n,), 1.0 / n, dtype=losses.dtype)
+        try:
+            derivatives.gradient_y(problem, level, x, y, derivatives.prepare(problem, x, ragged.values), weights)
+        except (Exception, SystemExit) as error:
+            raise refuse(
+                f"a problem whose {level}() torch.func can differentiate, but it raised {said(error)}"
+            ) from error
+    try:
+        with torch.no_grad():
+            measures = problem.evaluate(x, y)
+    except (Exception, SystemExit) as error:
+        raise refuse(f"a problem whose evaluate(x, y) runs, but it raised {said(error)}") from error
+    if not isinstance(measures, Mapping):
+        raise refuse(f"a problem whose evaluate() returns a dict of numbers, not {type(measures).__name__}")
+    for key, value in measures.items():
+        try:
+            float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise refuse(f"a problem whose evaluate() returns numbers, and {key!r} is {value!r}") from None

@@ -1,0 +1,1 @@
+"""Dense solves, for problems small enough: what every estimate of a hypergradient is held against."""

@@ -1,0 +1,1 @@
+"""First-order methods that put the lower level into a penalty or a constraint."""

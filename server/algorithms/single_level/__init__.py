@@ -1,0 +1,1 @@
+"""Baselines that do not see two levels."""

@@ -1,0 +1,1 @@
+"""Methods of a local lower level: each client adapts to tasks of its own."""

@@ -1,0 +1,1 @@
+"""What algorithms are made of: their state and table, options, shared steps, and measures."""

@@ -1,0 +1,202 @@
+"""What an algorithm is to the server: pure functions over a frozen state, and the table of all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar
+
+from torch import Tensor
+
+from clients.methods import methods
+from clients.operations import OPERATIONS
+from fedbilevel.config.validation import validated
+from fedbilevel.errors import BadInput, unknown
+from fedbilevel.federation.rounds import Federation
+from fedbilevel.problem import Problem
+from fedbilevel.tasks import is_local
+from fedbilevel.user_files import UserFile, file_of, is_users, module_of, names_file
+from server.kit.options import Options
+
+
+@dataclass(frozen=True)
+class State:
+    """What every algorithm carries from one outer iteration to the next; algorithms add their own vectors.
+
+    hypergradient: the direction in which x was moved last (None before the first iteration); index: Q or N' if drawn.
+    """
+
+    x: Tensor
+    y: Tensor
+    hypergradient: Tensor | None = None
+    index: int | None = None
+
+
+S = TypeVar("S", bound=State)
+Lower = Literal["global", "local", "any"]
+NEEDS = {"features": "a problem whose network ends in a linear softmax head (with `features` and `classes`)"}
+"""What some algorithms need of a problem beyond the protocol: the attribute, and what it stands for."""
+
+
+@dataclass(frozen=True)
+class Algorithm(Generic[S]):
+    """init(x0, y0) is the first state, step(state, federation) one outer iteration.
+
+    rounds(index) is the number of communication rounds of an iteration by the paper's formula, where `index` is the
+    random Q or N' of that iteration (None for the fixed sum); with a local lower level it is one for any algorithm.
+    evaluate(state, problem, federation) gives the measures of a history row where they depend on how the algorithm
+    adapts; None: the losses at x and y, and the problem's own.
+    """
+
+    init: Callable[[Tensor, Tensor], S]
+    step: Callable[[S, Federation], S]
+    rounds: Callable[[int | None], int]
+    evaluate: Callable[[S, Problem, Federation], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: the algorithm's name, one line of what it is, its source, options and factory.
+
+    lower: the problems that it solves, those with a global lower level, with a local one, or any; needs: what it needs
+    of them beyond that, a key of NEEDS.
+    """
+
+    name: str
+    summary: str
+    source: str
+    options: type[Options]
+    factory: Callable[[Any], Algorithm[Any]]
+    lower: Lower = "global"
+    needs: str | None = None
+
+    def hold(self, problem: Problem, key: str) -> None:
+        """Raises BadInput for a problem that this algorithm does not solve."""
+        kind: Lower = "local" if is_local(problem) else "global"
+        if self.lower not in (kind, "any"):
+            fit = ", ".join(algorithms(kind))
+            raise BadInput(key, self.name, f"for a problem with a {kind} lower level one of {fit}")
+        if self.needs is not None and not hasattr(problem, self.needs):
+            fit = ", ".join(name for name, entry in algorithms(kind).items() if entry.needs is None)
+            raise BadInput(key, self.name, f"{NEEDS[self.needs]}; for this problem one of {fit}")
+
+    def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:
+        """Build the algorithm. Raises BadInput, naming the option under `key`, for options it cannot use."""
+        return self.factory(self.parse(options, key))
+
+    @property
+    def file(self) -> UserFile | None:
+        """The user's own file that entered it."""
+        return file_of(self.factory.__module__)
+
+    @property
+    def client_files(self) -> tuple[UserFile, ...]:
+        """That file, where clients have to run what it holds: operations or methods of its own."""
+        file = self.file
+        held = [*OPERATIONS, *methods()]
+        return () if file is None or not any(key.startswith(f"{file.module_name}:") for key in held) else (file,)
+
+    def parse(self, options: Mapping[str, Any], key: str = "options") -> Options:
+        """The options, checked. Raises BadInput."""
+        return validated(self.options, options, key)
+
+
+_TABLE: dict[str, Entry] = {}
+_OF_FILES: list[Entry] = []
+"""What users' own files have entered: found by file and name alone, so that no two of them can meet."""
+
+
+def algorithm(
+    name: str, *, source: str, options: type[Options], lower: Lower = "global", needs: str | None = None
+) -> Callable[[Callable[[Any], Algorithm[Any]]], Callable[[Any], Algorithm[Any]]]:
+    """Enter a factory into the table; the first line of its docstring is the summary.
+
+    Raises ValueError for a name that another module has entered, unless it is a user's own file, which is found by its
+    path.
+    """
+
+    def enter(factory: Callable[[Any], Algorithm[Any]]) -> Callable[[Any], Algorithm[Any]]:
+        summary = ((factory.__doc__ or "").strip().splitlines() or [name])[0]
+        entry = Entry(name, summary, source, options, factory, lower, needs)
+        if is_users(factory.__module__):
+            _OF_FILES.append(entry)
+        elif name in _TABLE and _TABLE[name].factory.__module__ != factory.__module__:
+            raise ValueError(f"two algorithms are called {name}")
+        else:
+            _TABLE[name] = entry
+        return factory
+
+    return enter
+
+
+def algorithms(lower: Lower = "any") -> Mapping[str, Entry]:
+    """Return every algorithm by name, or those for problems with such a lower level.
+
+    Each file below `server/algorithms` enters its own.
+    """
+    package = importlib.import_module("server.algorithms")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    return {
+        name: entry for name, entry in sorted(_TABLE.items()) if "any" in (lower, entry.lower) or lower == entry.lower
+    }
+
+
+def find(name: str, key: str = "algorithm") -> Entry:
+    """The algorithm of this name, or of a user's own file, `path/to/file.py:name`.
+
+    There `name` is that of the decorated factory, or the one that it was entered under.
+
+    Raises BadInput with the nearest known name, or with what is wrong with the file.
+    """
+    if names_file(name):
+        return _of_file(name, key)
+    table = algorithms()
+    if name not in table:
+        raise unknown(key, name, [*table, "path/to/file.py:name"])
+    return table[name]
+
+
+def _of_file(name: str, key: str) -> Entry:
+    path, _, wanted = name.rpartition(":")
+    module = module_of(name, key)
+    factory = getattr(module, wanted, None)
+    own = [entry for entry in _OF_FILES if entry.factory.__module__ == module.__name__]
+    for entry in [*own, *algorithms().values()]:
+        if entry.factory is factory or (entry.name == wanted and entry in own):
+            return replace(entry, name=name)
+    if own:
+        raise unknown(key, name, [f"{path}:{entry.name}" for entry in own])
+    allowed = "a file that enters an algorithm, a factory below @algorithm(...), and this one enters none"
+    raise BadInput(key, name, allowed)
+
+
+def option_names(*entries: Entry) -> frozenset[str]:
+    """Every option that an algorithm of the table takes, or one of these."""
+    return frozenset(name for entry in (*algorithms().values(), *entries) for name in entry.options.model_fields)
+
+
+def draw_index(fed: Federation, estimator: str, N: int, indices: Sequence[int] | None) -> int | None:
+    """Q or N' of this iteration: from `indices` if given, else uniform on {0, ..., N-1}; None for the fixed sum.
+
+    Raises BadInput if the list is too short or an index is not below N.
+    """
+    if estimator == "sum":
+        return None
+    if N < 1:
+        raise BadInput("neumann_terms", N, 'an integer of at least 1 with estimator = "sample"')
+    if indices is None:
+        return int(fed.random("index").integers(N))
+    if fed.iteration >= len(indices):
+        raise BadInput("indices", list(indices), f"one index per outer iteration (none for iteration {fed.iteration})")
+    index = indices[fed.iteration]
+    if index >= N:
+        raise BadInput(f"indices[{fed.iteration}]", index, f"an integer from 0 to {N - 1}")
+    return index
+
+
+def displacement(x: Tensor, x_next: Tensor, upper_step: float) -> Tensor | None:
+    """The direction of local x steps as the server sees it: (x - x_next) / alpha, the sum over tau local steps."""
+    return (x - x_next) / upper_step if upper_step > 0 else None

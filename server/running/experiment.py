@@ -1,0 +1,218 @@
+"""An experiment: every algorithm of a config for every seed, into one run directory, in a way that can be resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from clients.node import Setting
+from fedbilevel.config.setup import Setup
+from fedbilevel.config.tables import Config
+from fedbilevel.errors import BadInput, RunFailed
+from fedbilevel.federation.messages import Exchange
+from fedbilevel.problem import Problem
+from fedbilevel.results import RunDirectory
+from fedbilevel.results.history import Row
+from server.grids.engines import Carrier, in_process, opened
+from server.running.checkpoints import Checkpoint, Checkpoints
+from server.running.plan import Job, plan
+from server.running.run import initial, run_one
+
+WRITE_SECONDS = 1.0
+"""History and checkpoints are written at most this often while a run goes on, and always when it ends."""
+
+Connect = Callable[[Setup, Problem], Exchange]
+"""What an engine is to an experiment: the exchange that carries one run's messages."""
+
+
+class Observer:
+    """Told what happens; does nothing itself. The person's display derives from it."""
+
+    def planned(self, jobs: list[Job]) -> None:
+        """The jobs that will run."""
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+
+    def stepped(self, job: Job, iteration: int, rounds: int) -> None:
+        """An outer iteration is done."""
+
+    def row(self, job: Job, row: Row) -> None:
+        """An evaluation is done."""
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        """A job is done, or failed."""
+
+
+def over(carrier: Carrier) -> Connect:
+    """Let an open engine carry an experiment's runs."""
+
+    def connect(setup: Setup, problem: Problem) -> Exchange:
+        return carrier(problem, Setting.of(setup))
+
+    return connect
+
+
+local: Connect = over(in_process)
+"""The engine `local`: one node in this process."""
+
+
+@contextmanager
+def engine(name: str, **options: Any) -> Iterator[Connect]:
+    """Have an engine while this lasts; options and errors are those of `server.grids.engines.opened`."""
+    with opened(name, **options) as carrier:
+        yield over(carrier)
+
+
+class Experiment:
+    """Runs the jobs of a config and keeps `history.csv` and checkpoints up to date while they run."""
+
+    def __init__(self, config: Config, directory: RunDirectory, connect: Connect, observer: Observer) -> None:
+        self.config, self.directory, self.connect, self.observer = config, directory, connect, observer
+        self.jobs = plan(config)
+        self.rows: dict[tuple[str, int], list[Row]] = {(job.label, job.seed): [] for job in self.jobs}
+        self._checkpoints = Checkpoints(directory.path / "checkpoints")
+        self._written = 0.0
+
+    def restore(self) -> None:
+        """Take up the rows that a run directory holds. Nothing is changed.
+
+        Raises BadInput for rows that are not of this config, and for a damaged checkpoint.
+        """
+        history = str(self.directory.history_path)
+        for line, row in enumerate(self.directory.read_history(), start=2):
+            job = next((job for job in self.jobs if (job.label, job.seed) == (row["algorithm"], row["seed"])), None)
+            if job is None:
+                allowed = "rows of the algorithms and seeds of config.toml"
+                raise BadInput(history, f"{row['algorithm']}, seed {row['seed']}", allowed)
+            rows = self.rows[job.label, job.seed]
+            place = row["iteration"], row["round"]
+            if None in place or (rows and job.reached(row) <= job.reached(rows[-1])):
+                raise BadInput(
+                    f"{history}, row {line}", place, "an iteration and a round after those of the row before"
+                )
+            rows.append(row)
+        for job in self.pending():
+            self._checkpoint(job)
+
+    def pending(self) -> list[Job]:
+        """The jobs that are not done yet."""
+        ends = [(job, self.rows[job.label, job.seed][-1:]) for job in self.jobs]
+        return [job for job, end in ends if not end or job.reached(end[0]) < job.goal]
+
+    def run(self) -> list[tuple[Job, Exception]]:
+        """Run what is not done yet; a job that fails does not stop the others. Returns the failures.
+
+        Whatever ends it (Ctrl-C too), all rows so far, the summary and the figures are written.
+        """
+        self.failures: list[tuple[Job, Exception]] = []
+        pending = self.pending()
+        self.observer.planned(pending)
+        try:
+            self.write()
+            self._run_all(pending)
+        finally:
+            self.write()
+            self.finish()
+        if not self.failures:
+            self._checkpoints.remove()
+        return self.failures
+
+    def _run_all(self, jobs: list[Job]) -> None:
+        """Run one job after another."""
+        for job in jobs:
+            error: Exception | None = None
+            self.observer.started(job)
+            try:
+                self._run(job)
+            except RunFailed as failed:
+                error = failed
+            self._ended(job, error)
+
+    def _ended(self, job: Job, error: Exception | None) -> None:
+        if error is not None:
+            self.failures.append((job, error))
+        self.write()
+        self.observer.ended(job, error)
+
+    def _checkpoint(self, job: Job) -> Checkpoint | None:
+        """Where a job can go on: None if it has to start over. Raises BadInput for a damaged file."""
+        rows = self.rows[job.label, job.seed]
+        if not rows:
+            return None
+        first = job.run().algorithm.init(*initial(job.setup().problem(), job.seed))
+        checkpoint = self._checkpoints.load(f"{job.label}-{job.seed}", first)
+        made = checkpoint is not None and any(row["iteration"] == checkpoint.iteration for row in rows)
+        return checkpoint if made else None
+
+    def _run(self, job: Job) -> None:
+        setup = job.setup()
+        problem = setup.problem()
+        record = Record(self, job)
+        try:
+            exchange = self.connect(setup, problem)
+            run_one(
+                job.run(),
+                problem,
+                exchange,
+                observe=record.row,
+                resume=record.checkpoint,
+                keep=record.keep,
+                tick=record.tick,
+            )
+        finally:
+            record.save()
+
+    def history(self) -> list[Row]:
+        """Every row so far, job by job."""
+        return [row for rows in self.rows.values() for row in rows]
+
+    def write(self) -> None:
+        """Write `history.csv`."""
+        self.directory.write_history(self.history())
+        self._written = time.monotonic()
+
+    def finish(self) -> list[dict[str, object]]:
+        """Write the summary and the figures from the rows so far; returns the summary's rows."""
+        return self.directory.finish(self.history(), self.config.title, self.config.run.targets)
+
+
+class Record:
+    """What is known of a job that goes on: it keeps the experiment's rows and files, and its observer, up to date.
+
+    checkpoint: the latest, from which the job goes on when it begins or has to begin again; None: from its start.
+    """
+
+    def __init__(self, experiment: Experiment, job: Job) -> None:
+        self.job, self._experiment = job, experiment
+        self.checkpoint = experiment._checkpoint(job)
+        self._rows = experiment.rows[job.label, job.seed]
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget the rows after the checkpoint."""
+        end = -1 if self.checkpoint is None else self.checkpoint.iteration
+        self._rows[:] = [row for row in self._rows if int(str(row["iteration"])) <= end]
+
+    def row(self, row: Row) -> None:
+        """Take up a row."""
+        self._rows.append(row)
+        self._experiment.observer.row(self.job, row)
+
+    def tick(self, iteration: int, rounds: int) -> None:
+        """Take note of an iteration."""
+        self._experiment.observer.stepped(self.job, iteration, rounds)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Take up a checkpoint; files are written unless they were just now."""
+        self.checkpoint = checkpoint
+        if time.monotonic() - self._experiment._written >= WRITE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write history and checkpoint."""
+        self._experiment.write()
+        if self.checkpoint is not None and self.checkpoint.iteration > 0:
+            self._experiment._checkpoints.save(f"{self.job.label}-{self.job.seed}", self.checkpoint)

@@ -1,0 +1,140 @@
+"""The plan of an experiment: which algorithm runs with which options for which seed, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedbilevel.config.build import defaults, needs_data
+from fedbilevel.config.setup import Setup
+from fedbilevel.config.tables import Config, DataTable, ProblemTable
+from fedbilevel.config.validation import typed, unknown_key
+from fedbilevel.data import partition_parameters
+from fedbilevel.errors import BadInput
+from server.kit.algorithm import Entry, find, option_names
+from server.kit.options import Options
+from server.running.run import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One algorithm with its options, for one seed."""
+
+    label: str
+    seed: int
+    entry: Entry
+    options: Options
+    config: Config
+
+    def run(self) -> Run:
+        """Return what the loop needs."""
+        algorithm = self.entry.factory(self.options)
+        return Run(self.label, self.seed, algorithm, self.config.run, self.config.systems)
+
+    def setup(self) -> Setup:
+        """Return what a worker needs."""
+        return Setup.of(self.config, self.label, self.seed, self.entry.client_files)
+
+    @property
+    def goal(self) -> int:
+        """The rounds or iterations after which the run ends."""
+        return self.config.run.rounds or self.config.run.iterations or 0
+
+    @property
+    def unit(self) -> str:
+        """What the goal counts."""
+        return "rounds" if self.config.run.rounds else "iterations"
+
+    def reached(self, row: Mapping[str, Any]) -> int:
+        """How much of the goal a row of its history stands for."""
+        return int(row["round" if self.config.run.rounds else "iteration"])
+
+    def key(self, option: str) -> str:
+        """Where the config holds this option: in the algorithm's own table, or in `[options]`."""
+        own = option in self.config.algorithms[self.label]
+        return typed(["algorithms", self.label, option] if own else ["options", option])
+
+
+def plan(config: Config) -> list[Job]:
+    """Every job of a config, seed by seed.
+
+    A table `[algorithms.LABEL]` runs the algorithm LABEL, or the one its key `algorithm` names. `[options]` goes to
+    every algorithm that has those options; an algorithm's own table wins.
+
+    Raises BadInput for unknown algorithms and options, options nobody reads, and values out of range.
+    """
+    chosen: list[tuple[str, Entry, Options]] = []
+    read: set[str] = set()
+    entries = {label: _entry(label, table) for label, table in config.algorithms.items()}
+    known = option_names(*entries.values())
+    for name in config.options:
+        if name not in known:
+            raise unknown_key("options", name, config.options[name], known)
+    for label, table in config.algorithms.items():
+        key, entry = f"algorithms.{label}", entries[label]
+        own = {name: value for name, value in table.items() if name != "algorithm"}
+        shared = {name: value for name, value in config.options.items() if name in entry.options.model_fields}
+        read |= set(shared)
+        entry.parse(own, key)
+        if shared:
+            entry.parse(shared, "options")
+        chosen.append((label, entry, entry.parse(shared | own, key)))
+    if unread := set(config.options) - read:
+        name = min(unread)
+        raise BadInput(f"options.{name}", config.options[name], "options that an algorithm of this config takes")
+    return [Job(label, seed, entry, options, config) for seed in config.run.seeds for label, entry, options in chosen]
+
+
+def _entry(label: str, table: Mapping[str, Any]) -> Entry:
+    """The algorithm that a table runs."""
+    key, named = f"algorithms.{label}", table.get("algorithm", label)
+    if not isinstance(named, str):
+        raise BadInput(f"{key}.algorithm", named, "the name of an algorithm")
+    return find(named, f"{key}.algorithm" if "algorithm" in table else key)
+
+
+def resolved(config: Config) -> Config:
+    """Return the same config with everything written out: options, and what problem, data and partition take."""
+    problem = ProblemTable.model_validate(defaults(config.problem.name) | config.problem.model_dump())
+    data = config.data
+    if data is None and needs_data(problem.name):
+        data = DataTable()
+    if data is not None:
+        data = DataTable.model_validate(partition_parameters(data.partition) | data.model_dump())
+    first = config.run.seeds[0]
+    tables = {
+        job.label: {"algorithm": job.entry.name, **job.options.model_dump(mode="json", exclude_none=True)}
+        for job in plan(config)
+        if job.seed == first
+    }
+    return config.model_copy(update={"problem": problem, "data": data, "options": {}, "algorithms": tables})
+
+
+def check_problem(jobs: Iterable[Job]) -> None:
+    """Build the problem of every seed and hold every job against it. Raises BadInput."""
+    for job in jobs:
+        problem = job.setup().problem()
+        job.entry.hold(problem, f"algorithms.{job.label}")
+        try:
+            job.run().check(problem, job.options)
+        except BadInput as error:
+            table, _, option = error.key.partition(".")
+            if table != "options":
+                raise
+            raise BadInput(job.key(option), error.value, error.allowed) from error
+        _check_indices(job)
+
+
+def _check_indices(job: Job) -> None:
+    """What an algorithm would say of its random indices in the middle of a run. Raises BadInput."""
+    options: Any = job.options
+    if getattr(options, "estimator", "sum") != "sample":
+        return
+    N = getattr(options, "N", None) or options.neumann_terms
+    if N < 1:
+        allowed = 'an integer of at least 1 with estimator = "sample"'
+        raise BadInput(job.key("neumann_terms"), N, allowed)
+    for position, index in enumerate(getattr(options, "indices", None) or ()):
+        if index >= N:
+            raise BadInput(f"{job.key('indices')}[{position}]", index, f"an integer from 0 to {N - 1}")

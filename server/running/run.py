@@ -1,0 +1,231 @@
+"""The run of one algorithm for one seed: the loop around its steps, its evaluations, and what comes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.operations.oracles import losses
+from fedbilevel.config.tables import RunTable
+from fedbilevel.errors import BadInput, NonFinite, RunFailed
+from fedbilevel.federation.messages import Exchange
+from fedbilevel.federation.participation import Population
+from fedbilevel.federation.rounds import Federation
+from fedbilevel.federation.systems import BatchSize, Systems
+from fedbilevel.machine.device import at_hand, placed
+from fedbilevel.machine.memory import require
+from fedbilevel.problem import Problem
+from fedbilevel.problems.inspection import data_dtype
+from fedbilevel.results.history import Row
+from fedbilevel.tasks import is_local
+from server.kit.algorithm import Algorithm, State
+from server.kit.options import Options
+from server.running.checkpoints import Checkpoint
+from server.running.estimate import estimate
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One outer iteration: x and y after it, the hypergradient by which x moved, and the rounds it took.
+
+    index is the random Q or N' if one was drawn. Fields can also be read as items: `entry["x"]`.
+    """
+
+    iteration: int
+    x: Tensor
+    y: Tensor
+    hypergradient: Tensor | None
+    rounds: int
+    index: int | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found: final x and y, one history row per evaluation, and the trace if it was asked for.
+
+    communication holds the ledger's totals: rounds, messages, vectors and bytes both ways, simulated seconds.
+    """
+
+    x: Tensor
+    y: Tensor
+    history: list[Row]
+    trace: list[TraceEntry] | None = None
+    communication: Mapping[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One algorithm, one seed: everything the loop needs."""
+
+    label: str
+    seed: int
+    algorithm: Algorithm[Any]
+    table: RunTable
+    systems: Systems
+
+    @property
+    def batch(self) -> BatchSize:
+        """Minibatch size of local steps."""
+        return None if self.table.batch == "full" else self.table.batch
+
+    @property
+    def gradient_batch(self) -> BatchSize:
+        """Minibatch size of all other derivatives."""
+        chosen = self.table.batch if self.table.gradient_batch is None else self.table.gradient_batch
+        return None if chosen == "full" else chosen
+
+    def check(self, problem: Problem, options: Options) -> None:
+        """Raises BadInput for what only the problem can tell: too few clients for a sample, local steps for others,
+        options that a local lower level cannot use.
+        """
+        m = len(problem.clients)
+        sample = self.table.clients_per_round
+        if sample is not None and sample > m:
+            raise BadInput("run.clients_per_round", sample, f"at most the number of clients, {m}")
+        if is_local(problem):
+            options.hold_local()
+        for name in ("local_steps", "upper_local_steps"):
+            taus = getattr(options, name, None)
+            if isinstance(taus, list) and len(taus) != m:
+                raise BadInput(f"options.{name}", f"{len(taus)} numbers", f"one number for each of the {m} clients")
+        need = estimate(problem, initial(problem, self.seed), options, sample).total
+        require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
+        indices, iterations = getattr(options, "indices", None), self.table.iterations
+        if indices is not None and iterations is not None and len(indices) < iterations:
+            raise BadInput("options.indices", f"{len(indices)} indices", f"one per outer iteration, {iterations}")
+
+
+def run_one(
+    run: Run,
+    problem: Problem,
+    exchange: Exchange,
+    *,
+    start: tuple[Tensor, Tensor] | None = None,
+    observe: Callable[[Row], None] = lambda row: None,
+    trace: bool = False,
+    resume: Checkpoint | None = None,
+    keep: Callable[[Checkpoint], None] | None = None,
+    tick: Callable[[int, int], None] = lambda iteration, rounds: None,
+) -> Result:
+    """Run to the end and return the result; `observe` receives every row when it is made.
+
+    resume, keep: continue from a checkpoint, and receive one after every evaluation; tick: told of every iteration and
+    the rounds so far.
+
+    Raises NonFinite, naming algorithm, seed, iteration and operation, when a loss or a mean is not finite, and
+    ClientFailed when a client raises.
+    """
+    table = run.table
+    fed = Federation(
+        exchange,
+        Population.of(problem.clients, problem.task_sizes if is_local(problem) else None),
+        seed=run.seed,
+        clients_per_round=table.clients_per_round,
+        weighting=table.weighting,
+        systems=run.systems,
+        batch=run.batch,
+        gradient_batch=run.gradient_batch,
+    )
+    rows: list[Row] = []
+    entries: list[TraceEntry] = []
+    seconds = 0.0
+    iteration = 0
+
+    def done() -> bool:
+        if table.iterations is not None:
+            return iteration >= table.iterations
+        return fed.ledger.rounds >= (table.rounds or 0)
+
+    def evaluate() -> None:
+        row = _row(run, problem, fed, state, iteration, seconds)
+        rows.append(row)
+        observe(row)
+        if keep is not None:
+            keep(Checkpoint(state, iteration, seconds, fed.ledger.totals()))
+
+    try:
+        if resume is None:
+            state: State = run.algorithm.init(*(start or initial(problem, run.seed)))
+            evaluate()
+        else:
+            state, iteration, seconds = resume.state, resume.iteration, resume.seconds
+            for name, value in resume.ledger.items():
+                setattr(fed.ledger, name, value)
+        evaluated = fed.ledger.rounds
+        while not done():
+            before, began = fed.ledger.rounds, time.perf_counter()
+            fed.begin(iteration)
+            state = run.algorithm.step(state, fed)
+            seconds += time.perf_counter() - began
+            iteration += 1
+            tick(iteration, fed.ledger.rounds)
+            if trace:
+                taken = fed.ledger.rounds - before
+                entries.append(TraceEntry(iteration, state.x, state.y, state.hypergradient, taken, state.index))
+            if done() or fed.ledger.rounds // table.evaluate_every > evaluated // table.evaluate_every:
+                evaluated = fed.ledger.rounds
+                evaluate()
+    except RunFailed as error:
+        failed = type(error)(f"{run.label}, seed {run.seed}, iteration {iteration}: {error}")
+        failed.history = rows
+        raise failed from error
+    return Result(state.x, state.y, rows, entries if trace else None, fed.ledger.totals())
+
+
+def _row(run: Run, problem: Problem, fed: Federation, state: State, iteration: int, seconds: float) -> Row:
+    """One line of history. Raises NonFinite if a loss is not finite."""
+    try:
+        measures = _measures(run, problem, fed, state)
+    except RunFailed:
+        raise
+    except Exception as error:
+        raise RunFailed(f"operation evaluate, round {fed.ledger.rounds}: {type(error).__name__}: {error}") from error
+    h = state.hypergradient
+    row: Row = {
+        "algorithm": run.label,
+        "seed": run.seed,
+        "iteration": iteration,
+        "round": fed.ledger.rounds,
+        "uplink_bytes": fed.ledger.uplink_bytes,
+        "downlink_bytes": fed.ledger.downlink_bytes,
+        "simulated_seconds": fed.ledger.simulated_seconds,
+        "wall_seconds": seconds,
+        "upper_loss": measures.pop("upper_loss"),
+        "lower_loss": measures.pop("lower_loss"),
+        "test_loss": measures.pop("test_loss", None),
+        "test_accuracy": measures.pop("test_accuracy", None),
+        "hypergradient_norm": None if h is None else float(torch.linalg.vector_norm(h.double())),
+        **{f"metric_{name}": value for name, value in measures.items()},
+    }
+    for name in ("upper_loss", "lower_loss", "test_loss"):
+        value = row[name]
+        if isinstance(value, float) and not np.isfinite(value):
+            raise NonFinite(f"operation evaluate, round {fed.ledger.rounds}: {name} is {value}")
+    return row
+
+
+def _measures(run: Run, problem: Problem, fed: Federation, state: State) -> dict[str, float]:
+    device = at_hand(run.table.device)
+    problem = placed(problem, device)
+    if run.algorithm.evaluate is not None and is_local(problem):
+        return dict(run.algorithm.evaluate(state, problem, fed))
+    upper, lower = fed.measure(losses, x=state.x, y=state.y).tolist()
+    with torch.no_grad():
+        own = {name: float(value) for name, value in problem.evaluate(state.x.to(device), state.y.to(device)).items()}
+    return own | {"upper_loss": upper, "lower_loss": lower}
+
+
+def initial(problem: Problem, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the start of a run: the problem's own, in the dtype of its data."""
+    x0, y0 = problem.initial(torch.Generator().manual_seed(seed))
+    dtype = data_dtype(problem.clients) or x0.dtype
+    return x0.to(dtype), y0.to(dtype)

@@ -1,0 +1,176 @@
+"""`simulate`: one federation from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.node import Setting
+from fedbilevel.config.build import build
+from fedbilevel.config.tables import RunTable
+from fedbilevel.config.validation import validated
+from fedbilevel.data import federate
+from fedbilevel.errors import BadInput, unknown
+from fedbilevel.federation.systems import Systems
+from fedbilevel.machine.device import Device, chosen
+from fedbilevel.problem import Problem
+from fedbilevel.problems.inspection import convert, inspect_problem
+from fedbilevel.results.history import Row
+from server.grids.engines import opened
+from server.kit.algorithm import Entry, find, option_names
+from server.kit.options import Options
+from server.running.run import Result, Run, initial, run_one
+
+
+def simulate(
+    problem: Problem | str,
+    algorithm: str,
+    *,
+    iterations: int | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    dtype: Literal["float32", "float64"] | torch.dtype | None = None,
+    device: Device = "auto",
+    batch: Literal["full"] | int = "full",
+    gradient_batch: Literal["full"] | int | None = None,
+    clients_per_round: int | None = None,
+    weighting: Literal["normalised", "unbiased"] = "normalised",
+    evaluate_every: int = 1,
+    systems: Systems | Mapping[str, Any] | None = None,
+    trace: bool = False,
+    x0: Tensor | None = None,
+    y0: Tensor | None = None,
+    engine: str = "local",
+    workers: int | None = None,
+    threads: int | None = None,
+    ray_address: str | None = None,
+    observe: Callable[[Row], None] = lambda row: None,
+    **options: Any,
+) -> Result:
+    """Simulate one federation.
+
+    Parameters
+    ----------
+    problem
+        An object with the methods of `fedbilevel.Problem`, or a name: "quadratic", "hyper_representation" (on the
+        digits data), "path/to/file.py:factory".
+    algorithm
+        A name of `fedbilevel list`, or "path/to/file.py:name", the name of a factory of your own below `@algorithm`.
+    iterations, rounds
+        Outer iterations, or communication rounds to reach; 100 iterations if neither is given.
+    seed
+        Keys every random draw and the start.
+    dtype
+        "float32" or "float64"; default: the problem's own.
+    device
+        Where clients compute and the server evaluates: "cpu", "cuda", or "auto", a CUDA card where there is one.
+    batch, gradient_batch
+        "full" or the minibatch size of local steps, and of all other derivatives (default: `batch`).
+    clients_per_round
+        |S|, the clients sampled for an outer iteration; default: all.
+    weighting
+        Of a sampled set: "normalised" p_i / sum_S p_j, or "unbiased" (m/|S|) p_i.
+    evaluate_every
+        Rounds between evaluations.
+    systems
+        Availability and network, as in the `[systems]` table.
+    trace
+        Keep x, y, hypergradient and rounds of every iteration.
+    x0, y0
+        A start of your own.
+    engine
+        "local": in this process; "ray": over Ray actors, which receive a copy of the problem (a Ray of its own is
+        started and ended, which takes seconds, unless `ray.init` was called before).
+    workers
+        Nodes over which the clients are spread, on which the result does not depend; default: 1, and an actor per CPU
+        on ray.
+    threads, ray_address
+        On ray: torch's threads in each actor (default: CPUs / workers), and the cluster to join, "host:port" or "auto".
+    observe
+        Receives every history row when it is made.
+    options
+        The algorithm's options (see `fedbilevel list`): upper_step (alpha), lower_step (beta), neumann_step (lam),
+        lower_rounds (T; N for aggitd), neumann_terms (N), local_steps (tau), upper_local_steps, estimator, warm_start,
+        accounting, indices (Q or N' per iteration), penalty (lam of F2SA and MemFBO), ... One set can be passed to
+        every algorithm of a comparison: each reads the options that it has.
+
+    Raises BadInput for anything that cannot be used, RunFailed when the run goes wrong (its `history` attribute holds
+    the rows so far).
+
+    >>> result = simulate("quadratic", "fednest", iterations=2, neumann_terms=3, lower_rounds=1, trace=True)
+    >>> [entry.rounds for entry in result.trace]
+    [8, 8]
+    """
+    entry = find(algorithm)
+    plain = {name: _plain(value) for name, value in options.items()}
+    table = validated(
+        RunTable,
+        {
+            "seeds": [_plain(seed)],
+            "iterations": 100 if iterations is None and rounds is None else _plain(iterations),
+            "rounds": _plain(rounds),
+            "evaluate_every": _plain(evaluate_every),
+            "batch": _plain(batch),
+            "gradient_batch": _plain(gradient_batch),
+            "clients_per_round": _plain(clients_per_round),
+            "weighting": weighting,
+            "device": device,
+        },
+        "",
+    )
+    taken = applicable(plain, entry)
+    network = systems if isinstance(systems, Systems) else validated(Systems, dict(systems or {}), "systems")
+    if engine == "local":
+        chosen(table.device, "device")
+    ready = _ready(problem, dtype, table.seeds[0])
+    entry.hold(ready, "algorithm")
+    setting = Run(algorithm, table.seeds[0], entry.factory(taken), table, network)
+    setting.check(ready, taken)
+    start = None
+    if x0 is not None or y0 is not None:
+        first = initial(ready, setting.seed)
+        start = (_start(x0, first[0], "x0"), _start(y0, first[1], "y0"))
+    with opened(engine, workers=workers, threads=threads, ray_address=ray_address) as carrier:
+        exchange = carrier(
+            ready, Setting(setting.seed, setting.batch, setting.gradient_batch, table.device, entry.client_files)
+        )
+        return run_one(setting, ready, exchange, start=start, observe=observe, trace=trace)
+
+
+def applicable(options: Mapping[str, Any], entry: Entry) -> Options:
+    """Return an algorithm's options out of a set that may serve several algorithms.
+
+    Raises BadInput for a name that no algorithm has, and for values that this one cannot use.
+    """
+    for name in options:
+        if name not in option_names(entry):
+            raise unknown("options", name, option_names(entry))
+    return entry.parse({name: value for name, value in options.items() if name in entry.options.model_fields})
+
+
+def _plain(value: Any) -> Any:
+    """Give numpy and torch scalars and arrays as Python numbers and lists."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | Tensor) else value
+
+
+def _ready(problem: Problem | str, dtype: str | torch.dtype | None, seed: int) -> Problem:
+    wanted = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if wanted not in (None, torch.float32, torch.float64):
+        raise BadInput("dtype", dtype, '"float32" or "float64"')
+    if isinstance(problem, str):
+        return build(problem, {}, data=lambda: federate(seed=seed), dtype=wanted)
+    inspect_problem(problem, type(problem).__name__)
+    return problem if wanted is None else convert(problem, wanted)
+
+
+def _start(own: Tensor | None, default: Tensor, name: str) -> Tensor:
+    if own is None:
+        return default
+    if not isinstance(own, Tensor) or own.shape != default.shape:
+        found = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__
+        raise BadInput(name, found, f"a tensor of shape {tuple(default.shape)}")
+    return own.to(default)
