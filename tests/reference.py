@@ -120,6 +120,7 @@ class Round:
         scale = len(clients) / len(self.members) if unbiased else 1.0 / total
         self.weights = {i: scale * client.p for i, client in self.members}
         self.shares = {i: client.p / total for i, client in self.members}
+        self.fixed = {i: client.p for i, client in enumerate(clients)} if unbiased else self.shares
 
     def agg(self, answer: Callable[[int, Client], Vector], start: Vector | None = None) -> Vector:
         """sum_S w_i u_i; an iterate is averaged as its start plus the weighted displacements."""
@@ -128,6 +129,13 @@ class Round:
             u = answer(i, client)
             total = total + self.weights[i] * (u if start is None else u - start)
         return np.asarray(total if start is None else start + total)
+
+    def agg_along(
+        self, walk: Callable[[int, Client], Vector], start: Vector, step: float, tau: Sequence[int], vector: Vector
+    ) -> Vector:
+        """An iterate whose clients also go tau_i steps along an aggregate: those are taken whole, not weighed again."""
+        own = self.agg(lambda i, c: walk(i, c) + step * tau[i] * vector, start)
+        return own - step * sum(p * tau[i] for i, p in self.fixed.items()) * vector
 
 
 def fed_svrg(fed: Round, x: Vector, y: Vector, beta: float, tau: Sequence[int]) -> Vector:
@@ -139,7 +147,7 @@ def fed_svrg(fed: Round, x: Vector, y: Vector, beta: float, tau: Sequence[int]) 
             y_i = y_i - beta * (c.gy(x, y_i) - c.gy(x, y) + gbar)
         return y_i
 
-    return fed.agg(walk, y)
+    return fed.agg_along(walk, y, beta, tau, gbar)
 
 
 def fed_sgd(fed: Round, x: Vector, y: Vector, beta: float, tau: Sequence[int]) -> Vector:
@@ -163,7 +171,7 @@ def fed_out(fed: Round, x: Vector, y: Vector, h: Vector, alpha: float, tau: Sequ
             x_i = x_i - alpha * (c.fx(x_i, y) - c.fx(x, y) + h)
         return x_i
 
-    return fed.agg(walk, x)
+    return fed.agg_along(walk, x, alpha, tau, h)
 
 
 @dataclass

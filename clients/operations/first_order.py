@@ -10,7 +10,7 @@ from clients.operations.registry import operation
 from fedbilevel.federation.systems import LocalSteps
 
 
-@operation(lower=4, upper=2)
+@operation(lower=3, upper=2)
 def bome_directions(cohort: Cohort, x: Tensor, y: Tensor, yh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fx_i, fy_i, qx_i = gx_i(x, y) - gx_i(x, yh), gy_i(x, y)`."""
     qx = cohort.lower_gradient_x(x, y) - cohort.lower_gradient_x(x, yh)

@@ -17,7 +17,7 @@ def _corrected(steps: str) -> Callable[[Mapping[str, Any]], float]:
     return lambda options: 0.0 if options[steps] == 1 else 2.0
 
 
-@operation(lower=_corrected("local_steps"), about="y", steps="local_steps")
+@operation(lower=_corrected("local_steps"), about="y", along=("gradient", "lower_step"), steps="local_steps")
 def svrg_steps(
     cohort: Cohort, x: Tensor, y: Tensor, gradient: Tensor, *, lower_step: float, local_steps: LocalSteps
 ) -> Tensor:
@@ -43,6 +43,7 @@ def sgd_steps(cohort: Cohort, x: Tensor, y: Tensor, *, lower_step: float, local_
 @operation(
     upper=_corrected("upper_local_steps"),
     about="x",
+    along=("hypergradient", "upper_step"),
     steps="upper_local_steps",
     epochs_of="upper",
 )
