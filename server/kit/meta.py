@@ -70,7 +70,11 @@ class MetaState(State):
 
 
 def moved(state: MetaState, h: Tensor, o: TaskOptions) -> MetaState:
-    """The step `x - alpha_t h`, or a step of Adam (Kingma & Ba, 2015) along h on the server."""
+    """The step `x - alpha_t h`, or a step of Adam (Kingma & Ba, 2015) along h on the server.
+
+    Ours, though a test holds it against `torch.optim.Adam`: that one's moments are changed in place, where a state is
+    frozen, and its last bits differ, which would change every history there is.
+    """
     alpha = o.upper_step * (1.0 if o.upper_halving is None else 2.0 ** (-state.steps / o.upper_halving))
     t = state.steps + 1
     if o.upper_optimiser == "sgd":
