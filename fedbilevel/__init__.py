@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedbilevel.errors import BadInput, RunFailed
     from fedbilevel.problem import ClientData, Problem
+    from server.running.load import load
     from server.running.simulation import simulate
 
-__all__ = ["BadInput", "ClientData", "Problem", "RunFailed", "simulate"]
+__all__ = ["BadInput", "ClientData", "Problem", "RunFailed", "load", "simulate"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "ClientData": "fedbilevel.problem",
     "Problem": "fedbilevel.problem",
     "RunFailed": "fedbilevel.errors",
+    "load": "server.running.load",
     "simulate": "server.running.simulation",
 }
 
@@ -33,7 +35,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _HOMES:
         raise AttributeError(f"module 'fedbilevel' has no attribute {name!r}")
-    if name == "simulate":
+    if _HOMES[name].startswith("server."):
         from fedbilevel.packages import see_that_they_are_ours
 
         see_that_they_are_ours()

@@ -87,20 +87,30 @@ def run(file: UserFile) -> ModuleType:
     return module
 
 
-def module_of(name: str, key: str) -> ModuleType:
-    """Return the module of `path/to/file.py:name`. Raises BadInput, for `key`, if it cannot be read or does not run."""
+def file_at(name: str, key: str) -> UserFile:
+    """Return the file of `path/to/file.py:name`. Raises BadInput, for `key`, if it cannot be read."""
     path = Path(name.rpartition(":")[0]).expanduser()
     resolved = str(path.resolve())
-    file = _PROVIDED.get(resolved)
-    if file is None:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise BadInput(key, name, f"a file that can be read, and {path}: {error.strerror}") from None
-        try:
-            file = UserFile(path=resolved, source=importlib.util.decode_source(content))
-        except (SyntaxError, UnicodeDecodeError) as error:
-            raise BadInput(key, name, f"a file of Python, but it raised {said(error)}") from None
+    if resolved in _PROVIDED:
+        return _PROVIDED[resolved]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadInput(key, name, f"a file that can be read, and {path}: {error.strerror}") from None
+    try:
+        return UserFile(path=resolved, source=importlib.util.decode_source(content))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise BadInput(key, name, f"a file of Python, but it raised {said(error)}") from None
+
+
+def source_of(name: str) -> str:
+    """Return the text of the file of `path/to/file.py:name`. Raises BadInput if it cannot be read."""
+    return file_at(name, "config").source
+
+
+def module_of(name: str, key: str) -> ModuleType:
+    """Return the module of `path/to/file.py:name`. Raises BadInput, for `key`, if it cannot be read or does not run."""
+    file = file_at(name, key)
     try:
         return run(file)
     except (Exception, SystemExit) as error:

@@ -38,6 +38,12 @@ class RunTable(Strict):
     gradient_batch: Batch | None = Field(None, description="minibatch size of all other derivatives; default: batch")
     clients_per_round: int | None = Field(None, ge=1, description="|S|; default: all clients")
     weighting: Literal["normalised", "unbiased"] = "normalised"
+    solution_every: int | None = Field(
+        None,
+        ge=0,
+        description="evaluations between two at the true lower solution; 0: none; default: 1 with closed forms, 10 for "
+        "small problems, else 0",
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> RunTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from fedbilevel.errors import BadInput
 from fedbilevel.results.figure import draw
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
+from fedbilevel.results.models import MODELS
 from fedbilevel.results.summary import summarise, write_summary
 
 
@@ -82,6 +84,13 @@ class RunDirectory:
     def read_history(self) -> list[Row]:
         """The rows kept; raises `BadInput`, naming the line, if the file is damaged."""
         return read_history(self.history_path)
+
+    def remove_parts(self) -> None:
+        """Delete what a killed writer may have left."""
+        for folder in (self.path, self.path / MODELS):
+            for file in folder.glob(".*.part"):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     def finish(
         self, rows: Sequence[Row], title: str, targets: Sequence[float] | None = None

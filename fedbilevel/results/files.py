@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 from fedbilevel.errors import BadInput
 
@@ -44,6 +46,12 @@ def write_whole(path: PathLike, content: bytes | Callable[[BinaryIO], object]) -
         allowed = "a file in a folder that can be written to, with space left"
         raise BadInput(os.fspath(path), error.strerror or str(error), allowed) from error
     _flush_folder(target.parent)
+
+
+def file_name(run: str) -> str:
+    """A run's name as a file's: readable, or a digest where it is too long."""
+    plain = quote(run, safe=" ")
+    return plain if len(plain) <= 150 else hashlib.blake2b(run.encode(), digest_size=16).hexdigest()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -27,10 +27,14 @@ COLUMNS: tuple[str, ...] = (
     "test_accuracy",
     "hypergradient_norm",
 )
+SOLUTION_COLUMNS: tuple[str, ...] = ("value", "value_accuracy", "gradient_norm", "hypergradient_error")
+"""What a row holds at the true lower solution y*(x): F(x), the test accuracy there, |grad F(x)|, and the relative error
+of the direction that moved x; columns only where a run looks for that solution."""
 METRIC_PREFIX = "metric_"
 
 Row = dict[str, object]
-"""One evaluation: a value for each of `COLUMNS` and for the problem's own `metric_*`; None where there is none."""
+"""One evaluation: a value for each of `COLUMNS`, of `SOLUTION_COLUMNS` where the lower level is solved, and for the
+problem's own `metric_*`; None where there is none."""
 
 _INTEGERS = frozenset({"seed", "iteration", "round", "uplink_bytes", "downlink_bytes"})
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -50,17 +54,19 @@ def number(row: Mapping[str, object], column: str) -> float | None:
 def write_history(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
     """Write the rows as csv, whole or not at all.
 
-    Columns are `COLUMNS`, then every `metric_*` seen in any row, sorted. None or a missing key becomes an empty field;
-    a float is written with the digits that give back the very same float64.
+    Columns are `COLUMNS`, `SOLUTION_COLUMNS` if any row has them, then every `metric_*` seen in any row, sorted. None
+    or a missing key becomes an empty field; a float is written with the digits that give back the very same float64.
 
     Raises `BadInput` if the file cannot be written; `TypeError` for a value, `ValueError` for a key that has no place
     in the table.
     """
     rows = list(rows)
     seen = {key for row in rows for key in row} - set(COLUMNS)
+    solved = SOLUTION_COLUMNS if seen & set(SOLUTION_COLUMNS) else ()
+    seen -= set(SOLUTION_COLUMNS)
     if strange := sorted(key for key in seen if not key.startswith(METRIC_PREFIX)):
         raise ValueError(f"history: no column {strange[0]!r}; a problem's own measures are named {METRIC_PREFIX}*")
-    columns = [*COLUMNS, *sorted(seen)]
+    columns = [*COLUMNS, *solved, *sorted(seen)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -128,11 +134,13 @@ def _text(path: PathLike) -> str:
 
 
 def _header(path: PathLike, columns: list[str]) -> list[str]:
-    where, allowed = f"{path}, line 1", f"the columns {', '.join(COLUMNS)} and {METRIC_PREFIX}*, each once"
+    known = {*COLUMNS, *SOLUTION_COLUMNS}
+    where = f"{path}, line 1"
+    allowed = f"the columns {', '.join(COLUMNS)}, {', '.join(SOLUTION_COLUMNS)} and {METRIC_PREFIX}*, each once"
     if missing := [column for column in COLUMNS if column not in columns]:
         raise BadInput(where, f"no column {', '.join(missing)}", allowed)
     for column in columns:
-        if columns.count(column) > 1 or not (column in COLUMNS or column.startswith(METRIC_PREFIX)):
+        if columns.count(column) > 1 or not (column in known or column.startswith(METRIC_PREFIX)):
             raise BadInput(where, column, allowed)
     return columns
 

@@ -30,24 +30,30 @@ class Estimate:
 
     gathered: the sampled clients' examples; prepared: what `prepare` makes of examples, with as much again for its
     intermediate results, or the sets of tasks; vectors: x, y and their copies; rows: one x or y per client or task, and
-    what differentiating them keeps.
+    what differentiating them keeps; solution: the problem once more in float64, where its lower level is solved.
     """
 
     gathered: float
     prepared: float
     vectors: float
     rows: float
+    solution: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.gathered + self.prepared + self.vectors + self.rows
+        return self.gathered + self.prepared + self.vectors + self.rows + self.solution
 
 
 def estimate(
-    problem: Problem, start: tuple[Tensor, Tensor], options: Options, clients_per_round: int | None
+    problem: Problem,
+    start: tuple[Tensor, Tensor],
+    options: Options,
+    clients_per_round: int | None,
+    *,
+    solved: bool = False,
 ) -> Estimate:
-    """Estimate the peak of a run of one worker that evaluates on all clients."""
+    """Estimate the peak of a run of one worker that evaluates on all clients; solved: at the lower solution too."""
     x, y = start
     population = Population.of(problem.clients)
     m = len(population)
@@ -66,7 +72,10 @@ def estimate(
         rows += _ROWS * sampled * x.numel() * x.element_size()
     if local_y:
         rows += _ROWS * sampled * y.numel() * y.element_size()
-    return Estimate(gathered, 2.0 * everyone * _prepared_bytes(problem, x), vectors, rows)
+    prepared = 2.0 * everyone * _prepared_bytes(problem, x)
+    wider = 8 / x.element_size()
+    copied = wider * data if wider > 1 else 0.0
+    return Estimate(gathered, prepared, vectors, rows, copied + wider * prepared if solved else 0.0)
 
 
 def _of_tasks(problem: TaskProblem, y: Tensor, o: TaskOptions, m: int, sampled: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,10 @@ from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.history import Row
+from fedbilevel.results.models import write_model
 from server.grids.engines import Carrier, in_process, opened
 from server.running.checkpoints import Checkpoint, Checkpoints
-from server.running.plan import Job, plan
+from server.running.plan import Job, fingerprint, plan, resolved
 from server.running.run import initial, run_one
 
 WRITE_SECONDS = 1.0
@@ -41,6 +42,9 @@ class Observer:
 
     def row(self, job: Job, row: Row) -> None:
         """An evaluation is done."""
+
+    def noted(self, job: Job, text: str) -> None:
+        """There is something about a job that the reader of its results should know."""
 
     def ended(self, job: Job, error: Exception | None) -> None:
         """A job is done, or failed."""
@@ -73,7 +77,8 @@ class Experiment:
         self.config, self.directory, self.connect, self.observer = config, directory, connect, observer
         self.jobs = plan(config)
         self.rows: dict[tuple[str, int], list[Row]] = {(job.label, job.seed): [] for job in self.jobs}
-        self._checkpoints = Checkpoints(directory.path / "checkpoints")
+        self.fingerprint = fingerprint(resolved(config))
+        self._checkpoints = Checkpoints(directory.path / "checkpoints", self.fingerprint)
         self._written = 0.0
 
     def restore(self) -> None:
@@ -109,6 +114,8 @@ class Experiment:
         """
         self.failures: list[tuple[Job, Exception]] = []
         pending = self.pending()
+        self.directory.remove_parts()
+        self._checkpoints.remove_parts()
         self.observer.planned(pending)
         try:
             self.write()
@@ -143,14 +150,14 @@ class Experiment:
         if not rows:
             return None
         first = job.run().algorithm.init(*initial(job.setup().problem(), job.seed))
-        checkpoint = self._checkpoints.load(f"{job.label}-{job.seed}", first)
-        made = checkpoint is not None and any(row["iteration"] == checkpoint.iteration for row in rows)
-        return checkpoint if made else None
+        checkpoint = self._checkpoints.load(job.name, first)
+        return checkpoint if checkpoint is not None and _agree(rows, checkpoint) else None
 
     def _run(self, job: Job) -> None:
         setup = job.setup()
         problem = setup.problem()
         record = Record(self, job)
+        done = False
         try:
             exchange = self.connect(setup, problem)
             run_one(
@@ -161,9 +168,16 @@ class Experiment:
                 resume=record.checkpoint,
                 keep=record.keep,
                 tick=record.tick,
+                say=record.say,
             )
+            done = True
         finally:
-            record.save()
+            record.save(done=done)
+
+    def keep_model(self, job: Job, end: Checkpoint) -> None:
+        """Write the x and y at which a job has ended."""
+        told = {"algorithm": job.label, "seed": job.seed, "iteration": end.iteration, "round": end.ledger["rounds"]}
+        write_model(self.directory.path, job.name, end.state.x, end.state.y, {**told, "fingerprint": self.fingerprint})
 
     def history(self) -> list[Row]:
         """Every row so far, job by job."""
@@ -177,6 +191,17 @@ class Experiment:
     def finish(self) -> list[dict[str, object]]:
         """Write the summary and the figures from the rows so far; returns the summary's rows."""
         return self.directory.finish(self.history(), self.config.title, self.config.run.targets)
+
+
+def _agree(rows: Sequence[Row], checkpoint: Checkpoint) -> bool:
+    """Whether the rows lead to this checkpoint: as many of them, and the last with its very counts."""
+    if not 0 < checkpoint.evaluations <= len(rows):
+        return False
+    row, ledger = rows[checkpoint.evaluations - 1], checkpoint.ledger
+    counts = {"round": "rounds", "simulated_seconds": "simulated_seconds"}
+    counts |= {name: name for name in ("uplink_bytes", "downlink_bytes")}
+    same = all(row[column] == ledger[name] for column, name in counts.items())
+    return same and row["iteration"] == checkpoint.iteration
 
 
 class Record:
@@ -201,6 +226,10 @@ class Record:
         self._rows.append(row)
         self._experiment.observer.row(self.job, row)
 
+    def say(self, text: str) -> None:
+        """Pass on what the reader of the results should know."""
+        self._experiment.observer.noted(self.job, text)
+
     def tick(self, iteration: int, rounds: int) -> None:
         """Take note of an iteration."""
         self._experiment.observer.stepped(self.job, iteration, rounds)
@@ -211,8 +240,10 @@ class Record:
         if time.monotonic() - self._experiment._written >= WRITE_SECONDS:
             self.save()
 
-    def save(self) -> None:
-        """Write history and checkpoint."""
+    def save(self, *, done: bool = False) -> None:
+        """Write history and checkpoint; done: the model too, since the checkpoint is of the run's end."""
         self._experiment.write()
+        if done and self.checkpoint is not None:
+            self._experiment.keep_model(self.job, self.checkpoint)
         if self.checkpoint is not None and self.checkpoint.iteration > 0:
-            self._experiment._checkpoints.save(f"{self.job.label}-{self.job.seed}", self.checkpoint)
+            self._experiment._checkpoints.save(self.job.name, self.checkpoint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from fedbilevel.config.tables import Config, DataTable, ProblemTable
 from fedbilevel.config.validation import typed, unknown_key
 from fedbilevel.data import partition_parameters
 from fedbilevel.errors import BadInput
+from fedbilevel.user_files import names_file, source_of
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
 from server.running.run import Run
@@ -26,6 +29,11 @@ class Job:
     entry: Entry
     options: Options
     config: Config
+
+    @property
+    def name(self) -> str:
+        """What its checkpoint and its model are filed under."""
+        return f"{self.label}-{self.seed}"
 
     def run(self) -> Run:
         """Return what the loop needs."""
@@ -109,6 +117,18 @@ def resolved(config: Config) -> Config:
         if job.seed == first
     }
     return config.model_copy(update={"problem": problem, "data": data, "options": {}, "algorithms": tables})
+
+
+def fingerprint(config: Config) -> str:
+    """A digest of everything in a resolved config that its runs' numbers depend on, the text of user's files included.
+
+    Left out is what a run may be taken up again with: title, targets, and the engine.
+    """
+    tables = config.model_dump(mode="json", exclude={"title": True, "engine": True, "run": {"targets"}})
+    names = [config.problem.name, *(str(table.get("algorithm", label)) for label, table in config.algorithms.items())]
+    sources = [source_of(name) for name in names if names_file(name)]
+    text = json.dumps([tables, sources], sort_keys=True)
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def check_problem(jobs: Iterable[Job]) -> None:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from clients.operations.oracles import losses
 from fedbilevel.config.tables import RunTable
-from fedbilevel.errors import BadInput, NonFinite, RunFailed
+from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.federation.messages import Exchange
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.federation.systems import BatchSize, Systems
-from fedbilevel.machine.device import at_hand, placed
+from fedbilevel.machine.device import at_hand
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import data_dtype
@@ -28,6 +27,8 @@ from server.kit.algorithm import Algorithm, State
 from server.kit.options import Options
 from server.running.checkpoints import Checkpoint
 from server.running.estimate import estimate
+from server.running.evaluation import Evaluator
+from server.running.solution import every
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,16 @@ class Run:
             raise BadInput("run.clients_per_round", sample, f"at most the number of clients, {m}")
         if is_local(problem):
             options.hold_local()
+            if self.table.solution_every:
+                allowed = "0 where the lower level is local: every task has a solution of its own"
+                raise BadInput("run.solution_every", self.table.solution_every, allowed)
         for name in ("local_steps", "upper_local_steps"):
             taus = getattr(options, name, None)
             if isinstance(taus, list) and len(taus) != m:
                 raise BadInput(f"options.{name}", f"{len(taus)} numbers", f"one number for each of the {m} clients")
-        need = estimate(problem, initial(problem, self.seed), options, sample).total
+        start = initial(problem, self.seed)
+        solved = every(self.table.solution_every, problem, *start) > 0
+        need = estimate(problem, start, options, sample, solved=solved).total
         require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
@@ -115,11 +121,12 @@ def run_one(
     resume: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] | None = None,
     tick: Callable[[int, int], None] = lambda iteration, rounds: None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Result:
     """Run to the end and return the result; `observe` receives every row when it is made.
 
     resume, keep: continue from a checkpoint, and receive one after every evaluation; tick: told of every iteration and
-    the rounds so far.
+    the rounds so far; say: told in a line what the reader of the results should know.
 
     Raises NonFinite, naming algorithm, seed, iteration and operation, when a loss or a mean is not finite, and
     ClientFailed when a client raises.
@@ -145,25 +152,29 @@ def run_one(
             return iteration >= table.iterations
         return fed.ledger.rounds >= (table.rounds or 0)
 
-    def evaluate() -> None:
-        row = _row(run, problem, fed, state, iteration, seconds)
+    def evaluate(used: Tensor | None) -> None:
+        row = evaluator.row(state, iteration, seconds, used, last=done())
         rows.append(row)
         observe(row)
         if keep is not None:
-            keep(Checkpoint(state, iteration, seconds, fed.ledger.totals()))
+            keep(Checkpoint(state, iteration, seconds, fed.ledger.totals(), evaluator.made))
 
     try:
+        first = start or initial(problem, run.seed)
+        evaluator = Evaluator(run, problem, fed, first, say)
         if resume is None:
-            state: State = run.algorithm.init(*(start or initial(problem, run.seed)))
-            evaluate()
+            state: State = run.algorithm.init(*first)
+            evaluate(None)
         else:
             state, iteration, seconds = resume.state, resume.iteration, resume.seconds
+            evaluator.made = resume.evaluations
             for name, value in resume.ledger.items():
                 setattr(fed.ledger, name, value)
         evaluated = fed.ledger.rounds
         while not done():
             before, began = fed.ledger.rounds, time.perf_counter()
             fed.begin(iteration)
+            used = state.x
             state = run.algorithm.step(state, fed)
             seconds += time.perf_counter() - began
             iteration += 1
@@ -173,55 +184,12 @@ def run_one(
                 entries.append(TraceEntry(iteration, state.x, state.y, state.hypergradient, taken, state.index))
             if done() or fed.ledger.rounds // table.evaluate_every > evaluated // table.evaluate_every:
                 evaluated = fed.ledger.rounds
-                evaluate()
+                evaluate(used)
     except RunFailed as error:
         failed = type(error)(f"{run.label}, seed {run.seed}, iteration {iteration}: {error}")
         failed.history = rows
         raise failed from error
     return Result(state.x, state.y, rows, entries if trace else None, fed.ledger.totals())
-
-
-def _row(run: Run, problem: Problem, fed: Federation, state: State, iteration: int, seconds: float) -> Row:
-    """One line of history. Raises NonFinite if a loss is not finite."""
-    try:
-        measures = _measures(run, problem, fed, state)
-    except RunFailed:
-        raise
-    except Exception as error:
-        raise RunFailed(f"operation evaluate, round {fed.ledger.rounds}: {type(error).__name__}: {error}") from error
-    h = state.hypergradient
-    row: Row = {
-        "algorithm": run.label,
-        "seed": run.seed,
-        "iteration": iteration,
-        "round": fed.ledger.rounds,
-        "uplink_bytes": fed.ledger.uplink_bytes,
-        "downlink_bytes": fed.ledger.downlink_bytes,
-        "simulated_seconds": fed.ledger.simulated_seconds,
-        "wall_seconds": seconds,
-        "upper_loss": measures.pop("upper_loss"),
-        "lower_loss": measures.pop("lower_loss"),
-        "test_loss": measures.pop("test_loss", None),
-        "test_accuracy": measures.pop("test_accuracy", None),
-        "hypergradient_norm": None if h is None else float(torch.linalg.vector_norm(h.double())),
-        **{f"metric_{name}": value for name, value in measures.items()},
-    }
-    for name in ("upper_loss", "lower_loss", "test_loss"):
-        value = row[name]
-        if isinstance(value, float) and not np.isfinite(value):
-            raise NonFinite(f"operation evaluate, round {fed.ledger.rounds}: {name} is {value}")
-    return row
-
-
-def _measures(run: Run, problem: Problem, fed: Federation, state: State) -> dict[str, float]:
-    device = at_hand(run.table.device)
-    problem = placed(problem, device)
-    if run.algorithm.evaluate is not None and is_local(problem):
-        return dict(run.algorithm.evaluate(state, problem, fed))
-    upper, lower = fed.measure(losses, x=state.x, y=state.y).tolist()
-    with torch.no_grad():
-        own = {name: float(value) for name, value in problem.evaluate(state.x.to(device), state.y.to(device)).items()}
-    return own | {"upper_loss": upper, "lower_loss": lower}
 
 
 def initial(problem: Problem, seed: int) -> tuple[Tensor, Tensor]:
