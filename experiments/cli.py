@@ -91,14 +91,18 @@ def run(
 ) -> int:
     """Run every algorithm of a config for every seed."""
     from experiments.launch import carried
-    from fedbilevel.config.tables import read, write
-    from server.running.plan import check_problem, plan, resolved
+    from experiments.remarks import before
+    from fedbilevel.config.tables import read
+    from server.running.plan import check_problem, plan, written
 
     config = carried(read(config_file, overrides or ()), engine, ray_address, jobs)
     planned = plan(config)
-    text = write(resolved(config))
+    text = written(config)
     with busy("looking over the problem"):
         check_problem(planned)
+        remarks = before(config, planned)
+    for remark in remarks:
+        say(stdout(), remark)
     directory = _create(out or _unused(config_file.stem))
     directory.write_config(text)
     directory.write_history([])
@@ -237,6 +241,7 @@ def _execute(
 def _complete(experiment: Experiment, *, restore: bool) -> int:
     """Run what a run directory still lacks, with the display, and say what came out."""
     from experiments.progress import display
+    from experiments.remarks import after
     from experiments.report import print_files, print_summary, print_unseen
     from fedbilevel.results import summarise
     from server.running.plan import check_problem
@@ -262,6 +267,8 @@ def _complete(experiment: Experiment, *, restore: bool) -> int:
     rows = experiment.history()
     print_summary(console, summarise(rows, config.run.targets))
     print_unseen(console, rows)
+    for remark in after(rows):
+        say(console, remark)
     print_files(console, directory.path)
     for _, error in failures:
         complain(str(error))

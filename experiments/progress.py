@@ -187,6 +187,10 @@ class Display(Observer):
         running.reach(job.reached(row))
         self.show(running)
 
+    def noted(self, job: Job, text: str) -> None:
+        """There is something that the reader of the results should know."""
+        self.say(f"note: {text}", None)
+
     def ended(self, job: Job, error: Exception | None) -> None:
         """A job is done, or failed."""
         self.done += 1

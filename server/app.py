@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedbilevel.config.packaged import packaged, packaged_configs
 from fedbilevel.config.setup import Setup
-from fedbilevel.config.tables import read, write
+from fedbilevel.config.tables import read
 from fedbilevel.errors import RunFailed, unknown
 from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
@@ -21,7 +21,7 @@ from fedbilevel.results import RunDirectory
 from fedbilevel.results.history import Row
 from server.grids.exchange import GridExchange, Placement
 from server.running.experiment import Experiment, Observer
-from server.running.plan import Job, check_problem, plan, resolved
+from server.running.plan import Job, check_problem, plan, written
 
 LOG_SECONDS = 2.0
 """A run's evaluations are logged at most this often."""
@@ -59,7 +59,7 @@ def _run(grid: Grid, context: Context) -> None:
     check_problem(jobs)
     out = given["out"] or f"runs/{path.stem}-flower-{datetime.now():%Y%m%d-%H%M%S}"
     directory = RunDirectory.create(Path(out).expanduser().absolute())
-    directory.write_config(write(resolved(config)))
+    directory.write_config(written(config))
 
     @functools.cache
     def placement(clients: int) -> Placement:
@@ -108,6 +108,10 @@ class Log(Observer):
         if time.monotonic() - self._logged >= LOG_SECONDS:
             self._logged = time.monotonic()
             log.info("%s, seed %d: %s", job.label, job.seed, _line(row))
+
+    def noted(self, job: Job, text: str) -> None:
+        """Log what the reader of the results should know."""
+        log.warning("%s", text)
 
     def ended(self, job: Job, error: Exception | None) -> None:
         """Log how the run ended."""

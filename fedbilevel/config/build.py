@@ -24,10 +24,18 @@ _GIVEN = ("data", "dtype")
 
 
 def build(
-    name: str, parameters: Mapping[str, Any], *, data: Callable[[], FederatedData], dtype: torch.dtype | None
+    name: str,
+    parameters: Mapping[str, Any],
+    *,
+    data: Callable[[], FederatedData],
+    dtype: torch.dtype | None,
+    seed: int = 0,
 ) -> Problem:
     """Build the problem called `name` ("quadratic", ..., or "path/to/file.py:factory") in the given dtype,
     or in its own.
+
+    A factory with a parameter `data` gets the federated data, one with a parameter `seed` the seed (that of the run),
+    unless `parameters` fix it.
 
     Raises BadInput for an unknown name, a file that does not import, parameters that the factory does not take or
     refuses, and a problem whose losses have wrong shapes.
@@ -40,6 +48,8 @@ def build(
             arguments["data"] = data()
         except BadInput as error:
             raise _typed(error, "data") from error
+    if "seed" in takes:
+        arguments.setdefault("seed", seed)
     if "dtype" in takes:
         arguments["dtype"] = dtype or torch.float32
     try:
@@ -52,17 +62,25 @@ def build(
     return problem if dtype is None else convert(problem, dtype)
 
 
+def takes_seed(name: str, parameters: Mapping[str, Any]) -> bool:
+    """Whether the problem is another one for another seed of the run. Raises BadInput as `build` does."""
+    return "seed" in inspect.signature(_factory(name)).parameters and "seed" not in parameters
+
+
 def _typed(error: BadInput, table: str) -> BadInput:
     """The same error with the key that its author typed: `ClientData` does not know the table its weights came from."""
     return BadInput(error.key.replace("clients.weights", f"{table}.weights"), error.value, error.allowed)
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The parameters of a built-in problem that have defaults, as a config would hold them; empty for a user's own."""
+    """The parameters of a built-in problem that have defaults, as a config would hold them; empty for a user's own.
+
+    Without `seed`: left out of a config, it is the seed of the run.
+    """
     if name not in PROBLEMS:
         return {}
-    takes = inspect.signature(PROBLEMS[name][0]).parameters
-    found = {key: p.default for key, p in takes.items() if key not in _GIVEN and p.default not in (p.empty, None)}
+    takes, left_out = inspect.signature(PROBLEMS[name][0]).parameters, (*_GIVEN, "seed")
+    found = {key: p.default for key, p in takes.items() if key not in left_out and p.default not in (p.empty, None)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
 
@@ -105,7 +123,7 @@ def _arguments(factory: Factory, parameters: Mapping[str, Any]) -> dict[str, Any
         if key in hints and key in takes:
             _hold(f"problem.{key}", value, hints[key])
     for key, parameter in takes.items():
-        if parameter.default is parameter.empty and key not in parameters:
+        if parameter.default is parameter.empty and key not in (*parameters, "seed"):
             raise BadInput(f"problem.{key}", NOTHING, "a value: this problem requires it")
     return dict(parameters)
 

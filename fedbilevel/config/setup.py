@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from fedbilevel.config.build import build, needs_data
+from fedbilevel.config.build import build, needs_data, takes_seed
 from fedbilevel.config.tables import Batch, Config, DataTable, ProblemTable
 from fedbilevel.data import FederatedData, federate
 from fedbilevel.errors import BadInput
@@ -68,11 +68,12 @@ class Setup(Strict):
             raise BadInput("data", "a table", f"no table [data]: problem {self.problem_table.name} takes no data set")
         seed = self.seed if data is None or data.seed is None else data.seed
         tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
-        return _problem(json.dumps(tables), seed if data else 0, self.dtype)
+        own = self.seed if takes_seed(self.problem_table.name, self.problem_table.parameters) else 0
+        return _problem(json.dumps(tables), seed if data else 0, own, self.dtype)
 
 
 @functools.lru_cache(maxsize=2)
-def _problem(tables: str, seed: int, dtype: str) -> Problem:
+def _problem(tables: str, data_seed: int, seed: int, dtype: str) -> Problem:
     parsed = json.loads(tables)
     table = ProblemTable.model_validate(parsed["problem"])
 
@@ -85,7 +86,7 @@ def _problem(tables: str, seed: int, dtype: str) -> Problem:
             parameters=chosen.parameters,
             validation=chosen.validation,
             weights=chosen.weights,
-            seed=seed,
+            seed=data_seed,
         )
 
-    return build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype))
+    return build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype), seed=seed)

@@ -222,6 +222,18 @@ def write(config: Config) -> str:
     return tomli_w.dumps(_without_none(config.model_dump()))
 
 
+def header_of(*path: str) -> str:
+    """The line that begins a table in what `write` returns.
+
+    >>> header_of("algorithms", "my.own")
+    '[algorithms."my.own"]'
+    """
+    nested: dict[str, Any] = {}
+    for part in reversed(path):
+        nested = {part: nested}
+    return tomli_w.dumps(nested).strip().splitlines()[-1]
+
+
 def _without_none(value: Any) -> Any:
     """TOML has no null: what is not set is left out."""
     if isinstance(value, dict):

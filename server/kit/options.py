@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,7 +39,12 @@ Penalty = Annotated[
 
 
 class Options(Strict):
-    """Base of every algorithm's options."""
+    """Base of every algorithm's options.
+
+    aliases: pairs of options that are one number of this algorithm, though two of others.
+    """
+
+    aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def hold_local(self) -> None:
         """Raises BadInput for a value that cannot be used where the lower level is local."""

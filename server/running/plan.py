@@ -10,7 +10,7 @@ from typing import Any
 
 from fedbilevel.config.build import defaults, needs_data
 from fedbilevel.config.setup import Setup
-from fedbilevel.config.tables import Config, DataTable, ProblemTable
+from fedbilevel.config.tables import Config, DataTable, ProblemTable, header_of, write
 from fedbilevel.config.validation import typed, unknown_key
 from fedbilevel.data import partition_parameters
 from fedbilevel.errors import BadInput
@@ -84,6 +84,7 @@ def plan(config: Config) -> list[Job]:
         own = {name: value for name, value in table.items() if name != "algorithm"}
         shared = {name: value for name, value in config.options.items() if name in entry.options.model_fields}
         read |= set(shared)
+        shared = _unaliased(entry, shared, own, label)
         entry.parse(own, key)
         if shared:
             entry.parse(shared, "options")
@@ -92,6 +93,47 @@ def plan(config: Config) -> list[Job]:
         name = min(unread)
         raise BadInput(f"options.{name}", config.options[name], "options that an algorithm of this config takes")
     return [Job(label, seed, entry, options, config) for seed in config.run.seeds for label, entry, options in chosen]
+
+
+def _unaliased(entry: Entry, shared: dict[str, Any], own: dict[str, Any], label: str) -> dict[str, Any]:
+    """The shared options without those for which an algorithm's own table has the other name.
+
+    Raises BadInput where two names of one number disagree in the same table.
+    """
+    for names in entry.options.aliases:
+        for table, key in ((own, f"algorithms.{label}"), (shared, "options")):
+            first, second = (table.get(name) for name in names)
+            if (
+                first is not None
+                and second is not None
+                and first != second
+                and (table is own or not set(names) & set(own))
+            ):
+                allowed = f"{first!r}, as {names[0]}: for {label} both are one number"
+                hint = f"; or give {label} its own, [algorithms.{label}] {names[0]} = ..." if table is shared else ""
+                raise BadInput(f"{key}.{names[1]}", second, allowed + hint)
+        if set(names) & set(own):
+            shared = {name: value for name, value in shared.items() if name not in names}
+    return shared
+
+
+def unread(config: Config) -> dict[str, list[str]]:
+    """The shared options that each algorithm of a config does not have, by label; only those that lack some."""
+    lacking = {
+        label: [name for name in config.options if name not in _entry(label, table).options.model_fields]
+        for label, table in config.algorithms.items()
+    }
+    return {label: names for label, names in lacking.items() if names}
+
+
+def written(config: Config) -> str:
+    """The resolved config as TOML, with a comment in the table of each algorithm that does not read a shared option."""
+    lacking, whole = unread(config), resolved(config)
+    text = write(whole)
+    for label, names in lacking.items():
+        header = header_of("algorithms", label)
+        text = text.replace(f"\n{header}\n", f"\n{header}\n# not read by {label}: {', '.join(names)}\n", 1)
+    return text
 
 
 def _entry(label: str, table: Mapping[str, Any]) -> Entry:

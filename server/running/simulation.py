@@ -162,7 +162,7 @@ def _ready(problem: Problem | str, dtype: str | torch.dtype | None, seed: int) -
     if wanted not in (None, torch.float32, torch.float64):
         raise BadInput("dtype", dtype, '"float32" or "float64"')
     if isinstance(problem, str):
-        return build(problem, {}, data=lambda: federate(seed=seed), dtype=wanted)
+        return build(problem, {}, data=lambda: federate(seed=seed), dtype=wanted, seed=seed)
     inspect_problem(problem, type(problem).__name__)
     return problem if wanted is None else convert(problem, wanted)
 

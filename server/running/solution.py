@@ -6,8 +6,10 @@ is no communication, and is not counted.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,8 @@ SMALL = 10_000_000
 """Up to this size (examples x dimensions) the solution is found without being asked for: tens of milliseconds each."""
 SMALL_EVERY = 10
 """At so many evaluations once, for such a problem; at the last one too."""
+_TIMED, _USUAL_PRODUCTS = 2_000, 60
+"""Examples on which a solution's cost is measured, and the Hessian products that it takes as a rule."""
 
 Product = Callable[[Tensor], Tensor]
 
@@ -157,3 +161,21 @@ def every(asked: int | None, problem: Problem, x: Tensor, y: Tensor) -> int:
     if has_closed_forms(problem):
         return 1
     return SMALL_EVERY if size(problem, x, y) <= SMALL else 0
+
+
+def seconds(problem: Problem, x: Tensor, y: Tensor) -> float:
+    """About what an evaluation at the solution takes on this machine: its parts on a few clients' data, scaled up."""
+    sizes = problem.clients.lower.sizes + problem.clients.upper.sizes
+    some = np.arange(min(int(np.searchsorted(np.cumsum(sizes), _TIMED)) + 1, len(sizes)))
+    part = copy.copy(problem)
+    part.clients = problem.clients.only(0, len(some))
+    pooled = Cohort(Held.of(convert(part, torch.float64), some), Draw(0, 0, "solution"), pooled=True)
+    x, y = x.double(), y.double()
+    with torch.no_grad():
+        times = [time.perf_counter()]
+        pooled.upper_gradient_x(x, y) - pooled.cross_vjp(x, y, y)
+        times.append(time.perf_counter())
+        pooled.hvp(x, y, y)
+        times.append(time.perf_counter())
+    point, product = times[1] - times[0], times[2] - times[1]
+    return 2.0 * float(sizes.sum() / sizes[some].sum()) * (point + _USUAL_PRODUCTS * product)

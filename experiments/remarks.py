@@ -1,0 +1,49 @@
+"""What a person should know beside the numbers: in the first lines of a run, and in its last."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from fedbilevel.config.tables import Config
+from fedbilevel.problem import Problem
+from fedbilevel.results.history import Row
+from fedbilevel.tasks import is_local
+from server.running.plan import Job, unread
+from server.running.run import initial
+from server.running.solution import every, seconds, size
+
+
+def before(config: Config, jobs: list[Job]) -> list[str]:
+    """The lines before a run: options that an algorithm does not read, and columns that are not asked for."""
+    lines = [f"{label} does not read: {', '.join(names)}" for label, names in unread(config).items()]
+    problem = jobs[0].setup().problem()
+    return [*lines, *_solution(config, problem, jobs[0].seed)]
+
+
+def _solution(config: Config, problem: Problem, seed: int) -> Iterator[str]:
+    start = initial(problem, seed)
+    if config.run.solution_every is None and not is_local(problem) and every(None, problem, *start) == 0:
+        large, cost = f"{size(problem, *start):.1e} examples x dimensions", seconds(problem, *start)
+        yield (
+            f"value and gradient norm at the true lower solution: off, since the problem is large ({large}); "
+            f"--set run.solution_every=10 turns them on, about {cost:.1g} s each"
+        )
+
+
+def after(rows: Iterable[Row]) -> list[str]:
+    """The lines after a run: seeds that have made no difference."""
+    runs: dict[tuple[str, int], list[tuple[object, ...]]] = defaultdict(list)
+    for row in rows:
+        numbers = tuple(value for key, value in row.items() if key not in ("algorithm", "seed", "wall_seconds"))
+        runs[str(row["algorithm"]), int(str(row["seed"]))].append(numbers)
+    same: dict[tuple[str, tuple[int, ...]], None] = {}
+    for (label, seed), own in runs.items():
+        alike = tuple(other for (name, other), theirs in runs.items() if name == label and theirs == own)
+        if len(alike) > 1 and seed == alike[0]:
+            same[label, alike] = None
+    return [
+        f"{label}: seeds {', '.join(str(seed) for seed in seeds)} gave the same numbers: nothing in these runs is random,"
+        " and a spread over them says nothing"
+        for label, seeds in same
+    ]
