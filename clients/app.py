@@ -76,7 +76,9 @@ def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None)
             content = _packed(_answer(message.content, context, node_for, decoded_of()))
         except _Missing as missing:
             content = RecordDict({"missing": ConfigRecord({"vectors": missing.names})})
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a user's file may even leave the program
             content = _failed(error)
         return Message(content, reply_to=message)
 
@@ -131,7 +133,7 @@ def _packed(reply: Reply) -> RecordDict:
     return RecordDict({"sums": ArrayRecord(sums), "weight": MetricRecord({"weight": reply.weight})})
 
 
-def _failed(error: Exception) -> RecordDict:
+def _failed(error: BaseException) -> RecordDict:
     """What went wrong; `located` if the reason names client, operation and round already."""
     located = isinstance(error, ClientFailed)
     reason = str(error) if located else f"{type(error).__name__}: {error}"

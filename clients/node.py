@@ -69,7 +69,9 @@ class Node:
             operation = OPERATIONS[key]
             try:
                 sums.append(self._sums(operation, held, request))
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a user's loss may even leave the program
                 raise self._blame(operation, request, error) from error
         return Reply(tuple(sums), float(held.weights.sum()))
 
@@ -105,12 +107,14 @@ class Node:
 
         return tuple(total(u) for u in outputs)
 
-    def _blame(self, operation: Operation, request: Request, error: Exception) -> ClientFailed:
+    def _blame(self, operation: Operation, request: Request, error: BaseException) -> ClientFailed:
         where = f"{len(request.clients)} clients together"
         for client in request.clients:
             try:
                 self._sums(operation, Held.of(self.problem, np.array([client])), request)
-            except Exception as own:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as own:
                 where, error = f"client {client}", own
                 break
         what = " ".join(f"{type(error).__name__}: {error}".split())

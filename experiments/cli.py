@@ -115,14 +115,20 @@ def resume(
     engine: Engine = None,
     ray_address: RayAddress = None,
     jobs: Jobs = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Execute the problem and algorithm files that it names, wherever they are.")
+    ] = False,
 ) -> int:
     """Go on with a run that was interrupted, where it was."""
     from experiments.launch import carried
+    from experiments.trust import hold_trusted
     from fedbilevel.config.tables import read
     from fedbilevel.results import RunDirectory
 
     directory = RunDirectory.open(folder)
     config = carried(read(directory.config_path), engine, ray_address, jobs)
+    for file in hold_trusted(config, directory.path, trust=trust):
+        say(stdout(), f"executes {file}")
     return _execute(config, directory, ray_address, jobs, restore=True)
 
 
@@ -295,6 +301,14 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _once(message: str) -> str:
+    """Typer and click each add the hint to an unknown command."""
+    hint = message[message.find(" Did you mean") :] if " Did you mean" in message else ""
+    return (
+        message.removesuffix(hint) + hint[: len(hint) // 2] if hint and hint == 2 * hint[: len(hint) // 2] else message
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of the process) and return its exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -312,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return finished.exit_code
     except click.ClickException as error:
         asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fedbilevel"
-        complain(f"{error.format_message().rstrip('.')} (see {asked} --help)")
+        complain(f"{_once(error.format_message()).rstrip('.')} (see {asked} --help)")
         return 2
     except KeyboardInterrupt as interrupt:
         complain("interrupted")

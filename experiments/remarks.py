@@ -43,7 +43,7 @@ def after(rows: Iterable[Row]) -> list[str]:
         if len(alike) > 1 and seed == alike[0]:
             same[label, alike] = None
     return [
-        f"{label}: seeds {', '.join(str(seed) for seed in seeds)} gave the same numbers: nothing in these runs is random,"
-        " and a spread over them says nothing"
+        f"{label}: seeds {', '.join(map(str, seeds))} gave the same numbers: nothing in these runs is random, and a "
+        "spread over them says nothing"
         for label, seeds in same
     ]

@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+LISTED, NEAREST = 24, 5
+"""So many names are listed whole; of more only the nearest are shown."""
 
 
 class BadInput(ValueError):
@@ -50,9 +54,26 @@ def unknown(key: str, value: str, known: Iterable[str]) -> BadInput:
     algorithm: got 'fednset'; allowed: aggitd, fednest (did you mean 'fednest'?)
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(value), names, n=NEAREST, cutoff=0.5)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
+    if len(names) > LISTED:
+        shown = near or difflib.get_close_matches(str(value), names, n=NEAREST, cutoff=0.0)
+        return BadInput(key, value, f"{', '.join(shown)} and {len(names) - len(shown)} others" + hint)
     return BadInput(key, value, ", ".join(names) + hint)
+
+
+@contextmanager
+def users_code(refuse: Callable[[str], Exception]) -> Iterator[None]:
+    """Run code that a user wrote: whatever it raises, an exit of the program too, becomes the error of `refuse`.
+
+    `refuse` is given what the exception says. Ctrl-C, BadInput and RunFailed pass.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, BadInput, RunFailed):
+        raise
+    except BaseException as error:
+        raise refuse(said(error)) from error
 
 
 def said(error: BaseException) -> str:

@@ -174,7 +174,11 @@ class ClientData:
             values = np.asarray(weights, dtype=np.float64)
         if values.shape != (len(self),) or not bool(np.all(np.isfinite(values) & (values > 0))):
             raise BadInput("clients.weights", weights, allowed)
-        return np.asarray(values / values.sum(), dtype=np.float64)
+        with np.errstate(over="ignore"):
+            shares = np.asarray(values / values.sum(), dtype=np.float64)
+        if not bool(np.all(shares > 0)):
+            raise BadInput("clients.weights", weights, f"{allowed} whose sum does not hide or overflow any of them")
+        return shares
 
     def __len__(self) -> int:
         return len(self.lower.offsets) - 1

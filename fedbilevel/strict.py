@@ -14,4 +14,6 @@ class Strict(BaseModel):
 
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
+MOST = 10**9
+"""The largest count that is taken for meant: what counts steps, examples or clients goes into 64-bit arithmetic."""
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 import sys
+import threading
 from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedbilevel.errors import BadInput, said
+from fedbilevel.errors import BadInput, RunFailed, said, users_code
 from fedbilevel.strict import Strict
 
 _PREFIX = "fedbilevel_file_"
+PATIENCE_SECONDS = 60.0
+"""A file that takes longer to import counts as one that hangs; the environment can set more."""
 
 
 class UserFile(Strict):
@@ -111,10 +115,37 @@ def source_of(name: str) -> str:
 def module_of(name: str, key: str) -> ModuleType:
     """Return the module of `path/to/file.py:name`. Raises BadInput, for `key`, if it cannot be read or does not run."""
     file = file_at(name, key)
-    try:
+    with users_code(lambda said: BadInput(key, name, f"a file that imports, but it raised {said}")):
+        return _within_patience(file)
+
+
+def _within_patience(file: UserFile) -> ModuleType:
+    """Run a file in a thread of its own, so that one that hangs ends this run and not the patience of its user.
+
+    Raises RunFailed after PATIENCE_SECONDS, else whatever the code raises.
+    """
+    outcome: list[ModuleType | BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(run(file))
+        except BaseException as error:
+            outcome.append(error)
+
+    if file.module_name in sys.modules:
         return run(file)
-    except (Exception, SystemExit) as error:
-        raise BadInput(key, name, f"a file that imports, but it raised {said(error)}") from error
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    patience = float(os.environ.get("FEDBILEVEL_IMPORT_SECONDS", PATIENCE_SECONDS))
+    worker.join(patience)
+    if not outcome:
+        sys.modules.pop(file.module_name, None)
+        raise RunFailed(
+            f"{file.path} has not been imported within {patience:g} s (FEDBILEVEL_IMPORT_SECONDS sets more)"
+        )
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def public_callables(module: ModuleType) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic.errors import PydanticUserError
 
 from fedbilevel.config.validation import NOTHING, described, unknown_key
 from fedbilevel.data import FederatedData
-from fedbilevel.errors import BadInput, said, unknown
+from fedbilevel.errors import BadInput, unknown, users_code
 from fedbilevel.problem import Problem
 from fedbilevel.problems import PROBLEMS, Factory
 from fedbilevel.problems.inspection import convert, inspect_problem
@@ -53,11 +53,10 @@ def build(
     if "dtype" in takes:
         arguments["dtype"] = dtype or torch.float32
     try:
-        problem = factory(**arguments)
+        with users_code(lambda said: BadInput("problem.name", name, f"a factory that runs, but it raised {said}")):
+            problem = factory(**arguments)
     except BadInput as error:
         raise _typed(error, "problem") from error
-    except (Exception, SystemExit) as error:
-        raise BadInput("problem.name", name, f"a factory that runs, but it raised {said(error)}") from error
     inspect_problem(problem, name)
     return problem if dtype is None else convert(problem, dtype)
 
@@ -120,12 +119,22 @@ def _arguments(factory: Factory, parameters: Mapping[str, Any]) -> dict[str, Any
     for key, value in parameters.items():
         if key in _GIVEN or (key not in takes and not open_ended):
             raise unknown_key("problem", key, value, ["name", *takes])
+        _bounded(f"problem.{key}", value)
         if key in hints and key in takes:
             _hold(f"problem.{key}", value, hints[key])
     for key, parameter in takes.items():
         if parameter.default is parameter.empty and key not in (*parameters, "seed"):
             raise BadInput(f"problem.{key}", NOTHING, "a value: this problem requires it")
     return dict(parameters)
+
+
+def _bounded(key: str, value: Any) -> None:
+    """Refuse integers that no array can hold. Raises BadInput."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise BadInput(key, value, "an integer of less than 2**63")
+    if isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _bounded(key, inner)
 
 
 def _hold(key: str, value: Any, hint: Any) -> None:

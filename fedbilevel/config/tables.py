@@ -17,10 +17,12 @@ from fedbilevel.data import partition_parameters
 from fedbilevel.errors import BadInput
 from fedbilevel.federation.systems import Systems
 from fedbilevel.machine.device import Device
-from fedbilevel.strict import Strict
+from fedbilevel.strict import MOST, PositiveInt, Strict
 from fedbilevel.user_files import located, names_file
 
-Batch = Literal["full"] | Annotated[int, Field(ge=1)]
+Batch = Literal["full"] | PositiveInt
+DEEPEST = 20
+"""Tables and lists within each other."""
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
 
 
@@ -28,19 +30,22 @@ class RunTable(Strict):
     """The `[run]` table: how long, how often, how exact, and with whom."""
 
     seeds: list[Seed] = Field([0], min_length=1, description="every algorithm runs once for each")
-    iterations: int | None = Field(None, ge=1, description="outer iterations of every run")
-    rounds: int | None = Field(None, ge=1, description="a run ends with the iteration that reaches this many rounds")
-    evaluate_every: int = Field(1, ge=1, description="rounds between evaluations, at ends of iterations")
+    iterations: int | None = Field(None, ge=1, le=MOST, description="outer iterations of every run")
+    rounds: int | None = Field(
+        None, ge=1, le=MOST, description="a run ends with the iteration that reaches this many rounds"
+    )
+    evaluate_every: int = Field(1, ge=1, le=MOST, description="rounds between evaluations, at ends of iterations")
     targets: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="accuracies for summary.csv")
     dtype: Literal["float32", "float64"] = "float32"
     device: Device = Field("auto", description="where clients compute; auto: a CUDA card where there is one")
     batch: Batch = Field("full", description="minibatch size of local steps")
     gradient_batch: Batch | None = Field(None, description="minibatch size of all other derivatives; default: batch")
-    clients_per_round: int | None = Field(None, ge=1, description="|S|; default: all clients")
+    clients_per_round: int | None = Field(None, ge=1, le=MOST, description="|S|; default: all clients")
     weighting: Literal["normalised", "unbiased"] = "normalised"
     solution_every: int | None = Field(
         None,
         ge=0,
+        le=MOST,
         description="evaluations between two at the true lower solution; 0: none; default: 1 with closed forms, 10 for "
         "small problems, else 0",
     )
@@ -75,7 +80,7 @@ class DataTable(Strict):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = "digits"
-    clients: int = Field(20, ge=1)
+    clients: int = Field(20, ge=1, le=MOST)
     partition: str = "dirichlet"
     validation: float = Field(0.5, gt=0, lt=1, description="share of a client's examples on the upper level")
     weights: Literal["size", "uniform"] | list[Annotated[float, Field(gt=0)]] = "size"
@@ -112,8 +117,8 @@ class Config(Strict):
     @field_validator("title")
     @classmethod
     def _plain_title(cls, title: str) -> str:
-        if not title.isprintable():
-            raise ValueError("one line of printable characters")
+        if not title.isprintable() or len(title) > 200:
+            raise ValueError("one line of at most 200 printable characters")
         return title
 
 
@@ -195,7 +200,7 @@ def check(tables: Mapping[str, Any]) -> Config:
     """Check the tables of a config. Raises BadInput, naming the first key that is wrong."""
     if isinstance(tables.get("algorithms"), dict) and not tables["algorithms"]:
         raise BadInput("algorithms", {}, "at least one table [algorithms.NAME]")
-    _no_dates(tables, [])
+    _plain(tables, [])
     config = validated(Config, tables, "")
     for label in config.algorithms:
         if not label or not label.isprintable() or len(label) > 80:
@@ -208,13 +213,15 @@ def check(tables: Mapping[str, Any]) -> Config:
     return config
 
 
-def _no_dates(value: Any, path: list[str | int]) -> None:
-    """Dates are the only values of TOML that no key takes, and that would not travel to a worker."""
+def _plain(value: Any, path: list[str | int]) -> None:
+    """Refuse dates, the only values of TOML that no key takes and that would not travel, and bottomless tables."""
+    if len(path) > DEEPEST:
+        raise BadInput(typed(path[:3]), "tables within tables", f"at most {DEEPEST} levels of them")
     if isinstance(value, datetime.date | datetime.time):
         raise BadInput(typed(path), str(value), "a number, a string, true or false, a list or a table")
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _no_dates(inner, [*path, key])
+            _plain(inner, [*path, key])
 
 
 def write(config: Config) -> str:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fedbilevel.errors import BadInput, unknown
+from fedbilevel.strict import MOST
 
 Schema = Mapping[str, Any]
 """A JSON schema, as pydantic makes it of a model."""
@@ -35,8 +36,12 @@ def unknown_key(table: str, key: str, value: object, known: Iterable[str]) -> Ba
     return BadInput(f"{table}.{key}" if table else key, value, f"{where} only {only}")
 
 
-def described(schema: Schema, root: Schema, *, several: bool = False, finite: bool = False) -> str:
+def described(
+    schema: Schema, root: Schema, *, several: bool = False, finite: bool = False, exceeded: bool = False
+) -> str:
     """Say in words which values a JSON schema allows; `several`: as the elements of a list.
+
+    exceeded: name the bound MOST of every count too, which only matters to who has gone beyond it.
 
     >>> described({"type": "integer", "minimum": 1}, {})
     'an integer of at least 1'
@@ -45,7 +50,7 @@ def described(schema: Schema, root: Schema, *, several: bool = False, finite: bo
     """
     schema = _resolved(schema, root)
     if "anyOf" in schema:
-        ways = [described(way, root, several=several, finite=finite) for way in _ways(schema)]
+        ways = [described(way, root, several=several, finite=finite, exceeded=exceeded) for way in _ways(schema)]
         return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
     if "const" in schema or "enum" in schema:
         values = [f'"{each}"' if isinstance(each, str) else str(each) for each in schema.get("enum", [])]
@@ -55,9 +60,11 @@ def described(schema: Schema, root: Schema, *, several: bool = False, finite: bo
         one, many = ("an integer", "integers") if kind == "integer" else ("a number", "numbers")
         if finite:
             one, many = "a finite number", "finite numbers"
-        return (many if several else one) + _bounds(schema)
+        return (many if several else one) + _bounds(schema, exceeded=exceeded)
     if kind == "array":
-        items = described(schema["items"], root, several=True, finite=finite) if schema.get("items") else "values"
+        items = "values"
+        if schema.get("items"):
+            items = described(schema["items"], root, several=True, finite=finite, exceeded=exceeded)
         least = ", at least one" if schema.get("minItems") else ""
         return f"{'lists' if several else 'a list'} of {items}{least}"
     if kind == "object":
@@ -66,14 +73,15 @@ def described(schema: Schema, root: Schema, *, several: bool = False, finite: bo
     return {"string": "strings" if several else "a string", "boolean": "true or false"}.get(str(kind), "a value")
 
 
-def _bounds(schema: Schema) -> str:
+def _bounds(schema: Schema, *, exceeded: bool) -> str:
     limits = (
         ("minimum", " of at least "),
         ("exclusiveMinimum", " above "),
         ("maximum", " of at most "),
         ("exclusiveMaximum", " below "),
     )
-    said = [word + _number(schema[name]) for name, word in limits if name in schema]
+    named = [(name, word) for name, word in limits if name in schema and (exceeded or schema[name] != MOST)]
+    said = [word + _number(schema[name]) for name, word in named]
     return "".join(said[:1]) + "".join(f" and{each.replace(' of ', ' ')}" for each in said[1:])
 
 
@@ -142,7 +150,8 @@ def _mistake(
             return _mistake(inner, below, root, _item(value, part), [*path, part], note)
         if first["type"] == "extra_forbidden":
             return unknown_key(typed(path), str(part), _item(value, part), sorted(known))
-    allowed = described(here, root, finite=first["type"] == "finite_number")
+    beyond = any(each["type"] == "less_than_equal" for each in errors)
+    allowed = described(here, root, finite=first["type"] == "finite_number", exceeded=beyond)
     notes = [note, "required" * (first["type"] == "missing")]
     remark = "; ".join(filter(None, notes))
     return BadInput(typed(path) or "config", value, f"{allowed} ({remark})" if remark else allowed)

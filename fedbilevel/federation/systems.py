@@ -21,14 +21,14 @@ BatchSize = int | None
 class Epochs(Strict):
     """Local work given in passes over the client's own examples: epochs x ceil(examples / batch) steps."""
 
-    epochs: int = Field(ge=1)
+    epochs: PositiveInt
 
 
 class Between(Strict):
     """A whole number drawn once per seed and client, uniformly from low to high."""
 
-    low: int = Field(ge=1)
-    high: int = Field(ge=1)
+    low: PositiveInt
+    high: PositiveInt
 
     @model_validator(mode="after")
     def _ordered(self) -> Between:

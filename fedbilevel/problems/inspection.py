@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedbilevel import derivatives
-from fedbilevel.errors import BadInput, said
+from fedbilevel.errors import BadInput, users_code
 from fedbilevel.machine.device import moved
 from fedbilevel.problem import ClientData, Examples, Problem, Ragged, map_examples
 from fedbilevel.tasks import TaskProblem, is_local
@@ -36,6 +36,11 @@ def data_dtype(clients: ClientData) -> torch.dtype | None:
     return found[0] if found else None
 
 
+def is_measure_name(key: object) -> bool:
+    """Whether this can be part of a column's name in a history."""
+    return isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80
+
+
 def _one_task(problem: TaskProblem) -> tuple[tuple[derivatives.Level, Ragged], ...]:
     """The support and the query set of a first task, as the examples of one client."""
     held = problem.clients.lower.take(np.array([0]))
@@ -59,10 +64,8 @@ def inspect_problem(problem: Problem, name: str) -> None:
             raise refuse(f"an object with a method {attribute} (see fedbilevel.problem.Problem)")
     if not isinstance(getattr(problem, "clients", None), ClientData):
         raise refuse("an object whose attribute clients is a fedbilevel.ClientData")
-    try:
+    with users_code(lambda said: refuse(f"a problem whose initial(generator) runs, but it raised {said}")):
         start = problem.initial(torch.Generator().manual_seed(0))
-    except (Exception, SystemExit) as error:
-        raise refuse(f"a problem whose initial(generator) runs, but it raised {said(error)}") from error
     flat = isinstance(start, tuple | list) and len(start) == 2
     if not flat or not all(isinstance(part, Tensor) and part.ndim == 1 and part.numel() for part in start):
         shapes = (
@@ -79,30 +82,28 @@ def inspect_problem(problem: Problem, name: str) -> None:
     for level, held in levels:
         ragged = held.take(one)
         n = int(ragged.sizes[0])
-        try:
+        allowed = f"a problem whose {level}(x, y, examples) runs"
+        with users_code(lambda said, allowed=allowed: refuse(f"{allowed}, but it raised {said}")):  # type: ignore[misc]  # bound now
             losses = getattr(problem, level)(x, y, derivatives.prepare(problem, x, ragged.values))
-        except (Exception, SystemExit) as error:
-            raise refuse(f"a problem whose {level}(x, y, examples) runs, but it raised {said(error)}") from error
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         if shape != (n,):
             raise refuse(f"a problem whose {level}() returns one loss per example, shape ({n},), not {shape}")
         if not losses.is_floating_point():
             raise refuse(f"a problem whose {level}() returns floating-point losses, not {losses.dtype}")
         weights = torch.full((n,), 1.0 / n, dtype=losses.dtype)
-        try:
+        allowed = f"a problem whose {level}() torch.func can differentiate"
+        with users_code(lambda said, allowed=allowed: refuse(f"{allowed}, but it raised {said}")):  # type: ignore[misc]  # bound now
             derivatives.gradient_y(problem, level, x, y, derivatives.prepare(problem, x, ragged.values), weights)
-        except (Exception, SystemExit) as error:
-            raise refuse(
-                f"a problem whose {level}() torch.func can differentiate, but it raised {said(error)}"
-            ) from error
-    try:
-        with torch.no_grad():
-            measures = problem.evaluate(x, y)
-    except (Exception, SystemExit) as error:
-        raise refuse(f"a problem whose evaluate(x, y) runs, but it raised {said(error)}") from error
+    refused = "a problem whose evaluate(x, y) runs, but it raised"
+    with users_code(lambda said: refuse(f"{refused} {said}")), torch.no_grad():
+        measures = problem.evaluate(x, y)
     if not isinstance(measures, Mapping):
         raise refuse(f"a problem whose evaluate() returns a dict of numbers, not {type(measures).__name__}")
     for key, value in measures.items():
+        if not is_measure_name(key):
+            raise refuse(
+                f"a problem whose evaluate() names its numbers by 1 to 80 printable characters, and not {key!r}"
+            )
         try:
             float(value)
         except (TypeError, ValueError, RuntimeError):

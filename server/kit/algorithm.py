@@ -13,7 +13,7 @@ from torch import Tensor
 from clients.methods import methods
 from clients.operations import OPERATIONS
 from fedbilevel.config.validation import validated
-from fedbilevel.errors import BadInput, unknown
+from fedbilevel.errors import BadInput, unknown, users_code
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import Problem
 from fedbilevel.tasks import is_local
@@ -84,7 +84,12 @@ class Entry:
 
     def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:
         """Build the algorithm. Raises BadInput, naming the option under `key`, for options it cannot use."""
-        return self.factory(self.parse(options, key))
+        return self.build(self.parse(options, key))
+
+    def build(self, options: Options) -> Algorithm[Any]:
+        """Build the algorithm from checked options. Raises BadInput for a factory of the user's own that fails."""
+        with users_code(lambda said: BadInput("algorithm", self.name, f"a factory that runs, but it raised {said}")):
+            return self.factory(options)
 
     @property
     def file(self) -> UserFile | None:

@@ -7,16 +7,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from fedbilevel.federation.systems import LocalSteps as LocalStepsSpec
-from fedbilevel.strict import Strict
+from fedbilevel.strict import MOST, PositiveInt, Strict
 
 Step = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = PositiveInt
 
 UpperStep = Annotated[Step, Field(description="alpha: step size of x")]
 LowerStep = Annotated[Step, Field(description="beta: step size of y")]
 NeumannStep = Annotated[Step | None, Field(description="lam: step of the Neumann series; default: the lower step")]
 LowerRounds = Annotated[Count, Field(description="T: lower-level steps of an outer iteration")]
-NeumannTerms = Annotated[Annotated[int, Field(ge=0)], Field(description="N: terms of the Neumann series")]
+NeumannTerms = Annotated[Annotated[int, Field(ge=0, le=MOST)], Field(description="N: terms of the Neumann series")]
 LocalSteps = Annotated[LocalStepsSpec, Field(description="tau: local steps on y")]
 UpperLocalSteps = Annotated[LocalStepsSpec, Field(description="tau of the x step: local steps on x")]
 UpperLocalStepsOrServer = Annotated[

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from clients.operations.oracles import losses
-from fedbilevel.errors import NonFinite, RunFailed
+from fedbilevel.errors import NonFinite, RunFailed, users_code
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.machine.device import at_hand, placed
 from fedbilevel.problem import Problem
+from fedbilevel.problems.inspection import is_measure_name
 from fedbilevel.results.history import SOLUTION_COLUMNS, Row
 from fedbilevel.tasks import is_local
 from server.kit.algorithm import State
@@ -47,14 +48,12 @@ class Evaluator:
         used: the x at which the state's hypergradient was taken, None before the first iteration; last: the run ends.
         """
         fed, run = self._fed, self._run
-        try:
+        where = f"operation evaluate, round {fed.ledger.rounds}"
+        with users_code(lambda said: RunFailed(f"{where}: {said}")):
             measures = self._measures(state)
             found = self._at_solution(state, used, last=last)
-        except RunFailed:
-            raise
-        except Exception as error:
-            said = f"operation evaluate, round {fed.ledger.rounds}: {type(error).__name__}: {error}"
-            raise RunFailed(said) from error
+        if strange := [name for name in measures if not is_measure_name(name)]:
+            raise RunFailed(f"{where}: a measure is called {strange[0]!r}, not by 1 to 80 printable characters")
         self.made += 1
         h = state.hypergradient
         row: Row = {
@@ -77,7 +76,7 @@ class Evaluator:
         for name in ("upper_loss", "lower_loss", "test_loss"):
             value = row[name]
             if isinstance(value, float) and not np.isfinite(value):
-                raise NonFinite(f"operation evaluate, round {fed.ledger.rounds}: {name} is {value}")
+                raise NonFinite(f"{where}: {name} is {value}")
         return row
 
     def _measures(self, state: State) -> dict[str, float]:

@@ -28,7 +28,7 @@ def meta_gradient_peak(problem: TaskProblem, algorithm: str, options: Mapping[st
     entry, method = find(algorithm), methods()[algorithm]
     entry.hold(problem, "algorithm")
     o: Any = entry.parse(options)
-    x = entry.factory(o).init(*initial(problem, seed)).x
+    x = entry.build(o).init(*initial(problem, seed)).x
     cohort = Cohort(Held.of(problem, np.array([0])), Draw(seed, 0, "meta_gradient"), pooled=False)
     with torch.no_grad():
         tasks = cohort.tasks(method.parameters(x), o.tasks_per_client)

@@ -37,7 +37,7 @@ class Job:
 
     def run(self) -> Run:
         """Return what the loop needs."""
-        algorithm = self.entry.factory(self.options)
+        algorithm = self.entry.build(self.options)
         return Run(self.label, self.seed, algorithm, self.config.run, self.config.systems)
 
     def setup(self) -> Setup:

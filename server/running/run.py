@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedbilevel.config.tables import RunTable
-from fedbilevel.errors import BadInput, RunFailed
+from fedbilevel.errors import BadInput, RunFailed, said
 from fedbilevel.federation.messages import Exchange
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
@@ -29,6 +30,9 @@ from server.running.checkpoints import Checkpoint
 from server.running.estimate import estimate
 from server.running.evaluation import Evaluator
 from server.running.solution import every
+
+MOST_WAITS = 10_000
+"""An iteration may wait so many times, on average, until a client is there."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ class Run:
         sample = self.table.clients_per_round
         if sample is not None and sample > m:
             raise BadInput("run.clients_per_round", sample, f"at most the number of clients, {m}")
+        a = self.systems.availability
+        if a < 1.0 and (present := -math.expm1(m * math.log1p(-a))) < 1.0 / MOST_WAITS:
+            allowed = (
+                f"a chance by which one of {m} clients is there at least once in {MOST_WAITS} times, not {present:.1g}"
+            )
+            raise BadInput("systems.availability", a, allowed)
         if is_local(problem):
             options.hold_local()
             if self.table.solution_every:
@@ -185,8 +195,11 @@ def run_one(
             if done() or fed.ledger.rounds // table.evaluate_every > evaluated // table.evaluate_every:
                 evaluated = fed.ledger.rounds
                 evaluate(used)
-    except RunFailed as error:
-        failed = type(error)(f"{run.label}, seed {run.seed}, iteration {iteration}: {error}")
+    except (KeyboardInterrupt, BadInput):
+        raise
+    except BaseException as error:  # a user's own algorithm or problem may raise anything, or leave the program
+        kind, what = (type(error), str(error)) if isinstance(error, RunFailed) else (RunFailed, said(error))
+        failed = kind(f"{run.label}, seed {run.seed}, iteration {iteration}: {what}")
         failed.history = rows
         raise failed from error
     return Result(state.x, state.y, rows, entries if trace else None, fed.ledger.totals())

@@ -128,7 +128,7 @@ def simulate(
         chosen(table.device, "device")
     ready = _ready(problem, dtype, table.seeds[0])
     entry.hold(ready, "algorithm")
-    setting = Run(algorithm, table.seeds[0], entry.factory(taken), table, network)
+    setting = Run(algorithm, table.seeds[0], entry.build(taken), table, network)
     setting.check(ready, taken)
     start = None
     if x0 is not None or y0 is not None:

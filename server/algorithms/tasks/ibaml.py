@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedbilevel.strict import MOST
 from server.algorithms.tasks.imaml import ImplicitOptions
 from server.kit.algorithm import Algorithm, algorithm
 from server.kit.meta import MetaState, meta_algorithm
@@ -37,6 +38,7 @@ class Options(ImplicitOptions):
         int,
         Field(
             ge=2,
+            le=MOST,
             multiple_of=2,
             description="draws of a variational posterior, in antithetic pairs; or probes of the Hessian's diagonal "
             "for Laplace's variance (exact from d on)",
