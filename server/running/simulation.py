@@ -40,6 +40,7 @@ def simulate(
     clients_per_round: int | None = None,
     weighting: Literal["normalised", "unbiased"] = "normalised",
     evaluate_every: int = 1,
+    solution_every: int | None = None,
     systems: Systems | Mapping[str, Any] | None = None,
     trace: bool = False,
     x0: Tensor | None = None,
@@ -76,6 +77,9 @@ def simulate(
         Of a sampled set: "normalised" p_i / sum_S p_j, or "unbiased" (m/|S|) p_i.
     evaluate_every
         Rounds between evaluations.
+    solution_every
+        Evaluations between two at the true lower solution (`value`, `gradient_norm`, ...); 0: none; default: 1 for
+        problems with closed forms, 10 for small ones, else 0.
     systems
         Availability and network, as in the `[systems]` table.
     trace
@@ -114,6 +118,7 @@ def simulate(
             "iterations": 100 if iterations is None and rounds is None else _plain(iterations),
             "rounds": _plain(rounds),
             "evaluate_every": _plain(evaluate_every),
+            "solution_every": _plain(solution_every),
             "batch": _plain(batch),
             "gradient_batch": _plain(gradient_batch),
             "clients_per_round": _plain(clients_per_round),

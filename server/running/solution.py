@@ -102,7 +102,7 @@ class Solver:
                 return y
             if not math.isfinite(size) or not math.isfinite(loss):
                 break
-            forcing = max(min(0.1, size / scale), 0.1 * GRADIENT_TOLERANCE * scale / size)
+            forcing = max(min(0.1, size / scale), 1e-3 * GRADIENT_TOLERANCE * scale / size)
             d = self._solve(functools.partial(pooled.hvp, x, y), -g, forcing, torch.zeros_like(g))
             slope, t = float(g @ d), 1.0
             while True:
