@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
 from clients.tasks import TaskBatch
+from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.tasks import Tasks
 from tests.runs import Loss, of_task
 
 
@@ -51,3 +55,12 @@ def points(d: int) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(7)
     mean, log_variance = (torch.randn(d, generator=draw, dtype=torch.float64) for _ in range(2))
     return mean, 0.5 * log_variance
+
+
+def closed_form(name: str, tasks: Tasks, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """The meta-gradient of quadratic tasks, [B, d]."""
+    told = {"steps": options["local_steps"], "step": options["lower_step"]}
+    if "truncation" in options:
+        told["truncation"] = options["truncation"]
+    gradient: Tensor = getattr(QuadraticAdaptation(tasks), name)(x, **told).gradient
+    return gradient

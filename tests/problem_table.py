@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,11 @@ class Softmax:
 
     def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
         return {}
+
+
+def with_horizon(x: Tensor, T: float) -> Tensor:
+    """What COMLN carries: the parameters and log T."""
+    return torch.cat([x, x.new_tensor([math.log(T)])])
 
 
 class Head:

@@ -74,6 +74,8 @@ def sampled_sets(problem: Problem, size: int | None, iterations: int, seed: int)
 
 # ---- tasks ----
 
+Loss = Callable[[Tensor], Tensor]
+
 
 def drawn(problem: Any, clients: Any, round: int, count: int, *, seed: int = 0, fixed: bool = False) -> Tasks:
     """The tasks that these clients draw in a round, client-major."""
@@ -81,6 +83,12 @@ def drawn(problem: Any, clients: Any, round: int, count: int, *, seed: int = 0, 
     round, purpose = (0, "tasks to evaluate") if fixed else (round, "tasks")
     numbers = randomness.uniform(seed, clients, round, purpose, count * problem.draws)
     return problem.tasks(problem.clients.lower.take(clients), numbers.reshape(len(clients), count, problem.draws))
+
+
+def tasks_of(problem: Any, count: int, *, seed: int = 0) -> tuple[TaskBatch, Tensor]:
+    """`count` tasks of every client as one batch, and a start."""
+    x, _ = start(problem, seed)
+    return TaskBatch(problem, drawn(problem, range(len(problem.clients)), 0, count, seed=seed), x), x
 
 
 def unseen(problem: Any, count: int, dtype: torch.dtype = torch.float64) -> TaskBatch:
@@ -96,12 +104,10 @@ def settings(name: str, **options: Any) -> dict[str, Any]:
     return sent
 
 
-def meta_gradient(tasks: TaskBatch, x: Tensor, name: str, **options: Any) -> Tensor:
+def meta_gradient(name: str, tasks: TaskBatch, x: Tensor, **options: Any) -> Tensor:
     """A method's meta-gradient of every task, [B, d]."""
-    return methods()[name].meta_gradient(tasks, x, settings(name, **options))[0]
-
-
-Loss = Callable[[Tensor], Tensor]
+    with torch.no_grad():
+        return methods()[name].meta_gradient(tasks, x, settings(name, **options))[0]
 
 
 def of_task(tasks: TaskBatch, b: int) -> tuple[Loss, Loss]:

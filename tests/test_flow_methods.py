@@ -1,3 +1,3 @@
-"""Where the problem of the flow methods was: for `tests/test_meta_memory.py`."""
+"""Where `tests/test_meta_memory.py` finds a network."""
 
-from tests.clients.methods.test_adjoint import Softmax as Softmax
+from tests.problem_table import Softmax as Softmax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.algorithm_table.row import TaskRow
+from tests.algorithm_table.row import Options, TaskRow
 
 ROWS = {
     "maml": TaskRow(
@@ -29,3 +29,11 @@ ROWS = {
     "a-maml": TaskRow(),
     "comln": TaskRow(size=lambda parameters: parameters + 1),
 }
+
+NEWTON: Options = {"inner_solver": "newton", "local_steps": 15, "cg_steps": 60, "cg_tolerance": 1e-14}
+SOLVERS: dict[str, Options] = {
+    "gd": {"inner_solver": "gd", "local_steps": 800},
+    "momentum": {"inner_solver": "momentum", "local_steps": 400},
+    "newton": NEWTON,
+}
+"""Every inner solver of the implicit methods, with enough steps to reach the minimum."""
