@@ -1,0 +1,68 @@
+"""Every operation on a batch of clients against a plain loop over clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clients.cohort import Cohort, Draw, Held
+from clients.node import Node, Setting
+from fedbilevel.federation.messages import Request
+from tests.differentiable import PROBLEMS
+from tests.operations import OPERATIONS, VALUES, ask
+
+SPECS: list[Any] = [1, 3, {"epochs": 2}, {"low": 1, "high": 4}]
+SETTINGS = {
+    "full": Setting(seed=3),
+    "batch 2": Setting(seed=3, batch=2),
+    "batch 2, gradient batch 3": Setting(seed=3, batch=2, gradient_batch=3),
+    "batch 100": Setting(seed=3, batch=100, gradient_batch=100),
+}
+
+
+def loop(problem: Any, request: Request, setting: Setting) -> list[Tensor]:
+    """Sum p_i u_i, client by client, each in a cohort of its own."""
+    (name,) = request.operations
+    totals: list[Tensor] = []
+    draw = Draw(setting.seed, request.round, name, setting.batch, setting.gradient_batch)
+    for i in request.clients:
+        cohort = Cohort(Held.of(problem, np.array([i])), draw, pooled=False)
+        outputs = OPERATIONS[name](cohort, request.tensors, request.options)
+        parts = [float(problem.clients.weights[i]) * (u[0] if u.ndim == 2 else u).double() for u in outputs]
+        totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+    return totals
+
+
+@pytest.mark.parametrize("setting", sorted(SETTINGS))
+@pytest.mark.parametrize("problem_name", ["quadratic", "tuple", "prepared", "closed"])
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_operations_equal_a_loop_over_clients(name: str, problem_name: str, setting: str) -> None:
+    """Pooled or in rows, ragged sizes, minibatches that do not divide them, unequal local steps."""
+    problem = PROBLEMS[problem_name]()
+    specs = SPECS if OPERATIONS[name].steps else [1]
+    for spec in specs:
+        for values in ({}, {"index": 2}) if "index" in OPERATIONS[name].options else ({},):
+            for clients in ([0, 1, 2], [0, 2]):
+                request = ask(name, problem, spec, clients, **values)
+                reply = Node(problem, SETTINGS[setting]).answer(request)
+                assert reply.weight == pytest.approx(float(problem.clients.weights[clients].sum()))
+                expected = loop(problem, request, SETTINGS[setting])
+                assert len(reply.sums) == 1
+                for found, wanted in zip(reply.sums[0], expected, strict=True):
+                    assert found.dtype == torch.float64
+                    assert found.shape == wanted.shape
+                    assert float((found - wanted).norm()) <= 1e-12 * (1 + float(wanted.norm()))
+
+
+def test_an_operation_that_says_it_is_linear_is() -> None:
+    """The pooled row is used where it may be: one local step, or none; never where a client's own path matters."""
+    for operation in OPERATIONS.values():
+        options = {**VALUES, "local_steps": 1, "upper_local_steps": 1}
+        assert operation.linear(options) == (operation.name != "local_hypergradient_steps")
+        if operation.steps:
+            assert not operation.linear({**options, operation.steps: 2})
+            assert not operation.linear({**options, operation.steps: [1, 1, 2]})
