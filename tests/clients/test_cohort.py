@@ -47,6 +47,9 @@ def cohort(clients: list[int], **draw: Any) -> Cohort:
     return Cohort(Held.of(COUNTING, np.array(clients)), Draw(**settings), pooled=False)
 
 
+# A weight is the sum of one number and of zeros, so that it is exact in whatever order they are added.
+
+
 def walk(clients: list[int], spec: Any, levels: tuple[derivatives.Level, ...], **draw: Any) -> list[list[Tensor]]:
     """Per step and level the gradient of <e, y> or <e, x>: the weight of every example, [clients, examples]."""
     made = cohort(clients, **draw)

@@ -24,17 +24,16 @@ SETTINGS = {
 }
 
 
-def loop(problem: Any, request: Request, setting: Setting) -> list[Tensor]:
-    """Sum p_i u_i, client by client, each in a cohort of its own."""
+def alone(problem: Any, request: Request, setting: Setting) -> list[list[Tensor]]:
+    """p_i u_i of every client of a request, each in a cohort of its own."""
     (name,) = request.operations
-    totals: list[Tensor] = []
+    found = []
     draw = Draw(setting.seed, request.round, name, setting.batch, setting.gradient_batch)
     for i in request.clients:
         cohort = Cohort(Held.of(problem, np.array([i])), draw, pooled=False)
         outputs = OPERATIONS[name](cohort, request.tensors, request.options)
-        parts = [float(problem.clients.weights[i]) * (u[0] if u.ndim == 2 else u).double() for u in outputs]
-        totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
-    return totals
+        found.append([float(problem.clients.weights[i]) * (u[0] if u.ndim == 2 else u).double() for u in outputs])
+    return found
 
 
 @pytest.mark.parametrize("setting", sorted(SETTINGS))
@@ -46,11 +45,11 @@ def test_operations_equal_a_loop_over_clients(name: str, problem_name: str, sett
     specs = SPECS if OPERATIONS[name].steps else [1]
     for spec in specs:
         for values in ({}, {"index": 2}) if "index" in OPERATIONS[name].options else ({},):
+            each = alone(problem, ask(name, problem, spec, [0, 1, 2], **values), SETTINGS[setting])
             for clients in ([0, 1, 2], [0, 2]):
-                request = ask(name, problem, spec, clients, **values)
-                reply = Node(problem, SETTINGS[setting]).answer(request)
+                reply = Node(problem, SETTINGS[setting]).answer(ask(name, problem, spec, clients, **values))
                 assert reply.weight == pytest.approx(float(problem.clients.weights[clients].sum()))
-                expected = loop(problem, request, SETTINGS[setting])
+                expected = [sum(parts) for parts in zip(*(each[i] for i in clients), strict=True)]
                 assert len(reply.sums) == 1
                 for found, wanted in zip(reply.sums[0], expected, strict=True):
                     assert found.dtype == torch.float64

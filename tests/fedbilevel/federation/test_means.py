@@ -23,7 +23,7 @@ def test_several_operations_share_a_round() -> None:
     clients = clients_of(PROBLEM)
     for found, one in ((gradient, Client.gy), (fy, Client.fy)):
         expected = sum(c.p * one(c, X.numpy(), Y.numpy()) for c in clients)
-        assert np.allclose(found.numpy(), expected, rtol=1e-12)
+        assert np.allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
     assert (x.shape, y.shape) == (X.shape, Y.shape)
 
 
@@ -82,4 +82,4 @@ def test_mean_local_steps_is_weighted_over_the_sampled_set() -> None:
     p = PROBLEM.clients.weights
     expected = sum(p[i] * taus[i] for i in fed.sampled) / sum(p[i] for i in fed.sampled)
     assert fed.mean_local_steps(taus) == pytest.approx(expected, rel=1e-14)
-    assert fed.mean_local_steps(4) == 4
+    assert fed.mean_local_steps(4) == pytest.approx(4, rel=1e-14)
