@@ -1,17 +1,20 @@
-"""The closed forms of the hyper-representation against automatic differentiation."""
+"""The hyper-representation: its closed forms against automatic differentiation, its evaluation against numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedbilevel import derivatives, simulate
+from fedbilevel import ClientData, derivatives, simulate
+from fedbilevel.data import FederatedData
 from fedbilevel.problem import map_examples
+from fedbilevel.problems import HyperRepresentation
 from server.kit.algorithm import algorithms
 from tests.differentiable import LEVELS, Direct, Plain, near, randn, small_digits
 
@@ -87,3 +90,48 @@ def test_closed_forms_and_prepared_features_change_no_run(name: str, batch: Any)
     for a, b in zip(closed.history, bare.history, strict=True):
         for loss in ("lower_loss", "upper_loss"):
             assert a[loss] == pytest.approx(b[loss], rel=1e-11)
+
+
+# ---- evaluation ----
+
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+def labelled(n: int, seed: int) -> Labelled:
+    """N images of 2 x 3 pixels, and labels below 3."""
+    draw = np.random.default_rng(seed)
+    return draw.random((n, 2, 3), dtype=np.float32), draw.integers(0, 3, n)
+
+
+def by_numpy(x: Tensor, y: Tensor, examples: Labelled) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-entropy of every example, and whether its class is the most likely one: 6-4-3 with tanh, written out."""
+    inputs, label = examples[0].reshape(-1, 6).astype(np.float64), examples[1]
+    hidden = np.tanh(inputs @ x[:24].numpy().reshape(4, 6).T + x[24:].numpy())
+    logits = hidden @ y[:12].numpy().reshape(3, 4).T + y[12:].numpy()
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return -np.log(p[np.arange(len(label)), label]), logits.argmax(1) == label
+
+
+def test_an_evaluation_is_of_the_whole_test_set_and_a_loss_of_its_own_level() -> None:
+    test = labelled(11, seed=1)
+    lower, upper = ([labelled(n, seed=n) for n in sizes] for sizes in ((4, 5), (6, 3)))
+
+    def held(parts: list[Labelled]) -> list[dict[str, Tensor]]:
+        return [{"input": torch.from_numpy(a).flatten(1), "label": torch.from_numpy(b)} for a, b in parts]
+
+    data = FederatedData(ClientData(held(lower), held(upper), [0.25, 0.75]), *test, classes=3, features=6)
+    problem = HyperRepresentation(data, hidden=[4], activation="tanh", l2=0.3, dtype=torch.float64)
+    result = simulate(problem, "joint", iterations=6, upper_step=2.0, lower_step=2.0, trace=True)
+    accuracies = set()
+    for row, entry in zip(result.history[1:], result.trace or (), strict=True):
+        x, y = entry.x, entry.y
+        losses, right = by_numpy(x, y, test)
+        f, g = (
+            0.25 * by_numpy(x, y, parts[0])[0].mean() + 0.75 * by_numpy(x, y, parts[1])[0].mean()
+            for parts in (upper, lower)
+        )
+        expected = {"test_loss": losses.mean(), "upper_loss": f, "lower_loss": g + 0.5 * 0.3 * float(y @ y)}
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+        assert row["test_accuracy"] == pytest.approx(right.sum() / 11, rel=1e-12)
+        accuracies.add(int(right.sum()))
+    assert len(accuracies) > 1
