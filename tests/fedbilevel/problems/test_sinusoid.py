@@ -37,6 +37,11 @@ def drawn(problem: Sinusoid, tasks: int) -> tuple[np.ndarray, np.ndarray]:
     return amplitude.reshape(-1, tasks), phase.reshape(-1, tasks)
 
 
+def same_curves(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To the last bits of a sine, which other places in a batch may round otherwise: 4 ulps, of amplitudes up to 5."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=5 * 4 * 2.0**-52)
+
+
 def test_shapes() -> None:
     problem = Sinusoid(clients=4, shots=3, queries=7)
     tasks = problem.tasks(problem.clients.lower, np.random.default_rng(0).random((4, 5, problem.draws)))
@@ -95,13 +100,13 @@ def test_the_same_numbers_make_the_same_tasks_wherever_a_client_is() -> None:
     whole = problem.tasks(problem.clients.lower, numbers)
     some = np.array([5, 2])
     part = problem.tasks(problem.clients.lower.take(some), numbers[some])
-    assert torch.equal(whole.query["label"][[15, 16, 17, 6, 7, 8]], part.query["label"])
+    same_curves(whole.query["label"][[15, 16, 17, 6, 7, 8]], part.query["label"])
 
 
 def test_the_sequence_of_test_tasks_is_fixed_and_over_the_whole_ranges() -> None:
     problem = Sinusoid(clients=3)
     longer, shorter, other = problem.test_tasks(300), Sinusoid(clients=9).test_tasks(7), Sinusoid(seed=1).test_tasks(7)
-    assert torch.equal(longer.support["label"][:7], shorter.support["label"])
+    same_curves(longer.support["label"][:7], shorter.support["label"])
     assert not torch.equal(other.support["label"], shorter.support["label"])
     amplitude, phase = fitted(longer)
     assert amplitude.min() < 0.3

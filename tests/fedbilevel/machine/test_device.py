@@ -1,4 +1,4 @@
-"""Where clients compute: names of devices, problems brought to one, and vectors that keep their identity there."""
+"""Where clients compute: names of devices, and problems brought to one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from clients.node import Node, Setting
 from fedbilevel import simulate
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.device import at_hand, chosen, moved, placed, where
@@ -79,16 +78,3 @@ def test_integers_keep_their_dtype_and_floats_get_the_one_asked_for() -> None:
     assert other.parts[0].dtype == torch.float32  # type: ignore[attr-defined]
     assert other.parts[1]["label"].dtype == torch.int64  # type: ignore[attr-defined]
     assert other.name == "own"  # type: ignore[attr-defined]
-
-
-def test_a_vector_has_one_copy_on_the_device_while_it_lives() -> None:
-    node = Node(Quadratic(clients=2), Setting())
-    node.device = META
-    x = torch.ones(3)
-    there = node._here(x)
-    assert there.device == META
-    assert node._here(x) is there
-    assert node._here(there) is there
-    assert len(node._on_device) == 1
-    del x
-    assert len(node._on_device) == 0

@@ -1,4 +1,4 @@
-# Configs: what is refused and in which words, overrides, and that a resolved config is the same config when read back.
+"""Configs: what is refused and in which words, overrides, and that a resolved config reads back as itself."""
 
 from __future__ import annotations
 

@@ -1,0 +1,46 @@
+"""Results do not depend on how clients are spread over workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedbilevel import BadInput, simulate
+from server.kit.algorithm import algorithms
+from server.running.run import Result
+from tests.differentiable import near
+from tests.federations import PROBLEM
+
+
+def everything(name: str, problem: Any, workers: int, **settings: Any) -> Result:
+    options = {"lower_step": 0.2, "lower_rounds": 2, "neumann_terms": 3, "upper_step": 0.1}
+    steps = {"local_steps": {"low": 1, "high": 4}, "upper_local_steps": {"epochs": 1}}
+    settings = {"evaluate_every": 10**9, "batch": 2, "gradient_batch": 3, "clients_per_round": 5, "seed": 2, **settings}
+    return simulate(problem, name, iterations=3, workers=workers, dtype="float64", **settings, **options, **steps)
+
+
+@pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
+@pytest.mark.parametrize("name", sorted(algorithms("global")))
+def test_results_do_not_depend_on_the_number_of_workers(name: str, weighting: str) -> None:
+    """With minibatches, unequal local steps, and sampled clients of whom not all are there."""
+    network = {"spread": 0.5}
+    settings = {"weighting": weighting, "systems": {"availability": 0.8, "network": network}}
+    one = everything(name, PROBLEM, 1, **settings)
+    for workers in (2, 3, 7):
+        other = everything(name, PROBLEM, workers, **settings)
+        near(other.x, one.x, 1e-12)
+        near(other.y, one.y, 1e-12)
+        assert other.communication == one.communication
+    full_batch = everything(name, PROBLEM, 1, batch="full", gradient_batch="full", **settings)
+    assert not torch.allclose(full_batch.y, one.y)
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(BadInput, match="workers: got 0"):
+        everything("fednest", PROBLEM, 0)
+
+
+def test_there_may_be_more_workers_than_clients() -> None:
+    near(everything("fednest", PROBLEM, 9).x, everything("fednest", PROBLEM, 1).x, 1e-12)

@@ -1,0 +1,38 @@
+"""Requests for any operation, with random vectors for whatever it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from clients.operations import OPERATIONS as ALL
+from fedbilevel.federation.messages import Request
+from tests.differentiable import randn
+
+OPERATIONS = {name: operation for name, operation in ALL.items() if not operation.tasks}
+"""Those of a global lower level."""
+
+
+VALUES: dict[str, Any] = {
+    "neumann_step": 0.4,
+    "lower_step": 0.2,
+    "upper_step": 0.1,
+    "auxiliary_step": 0.15,
+    "neumann_terms": 3,
+    "index": None,
+    "penalty": 2.5,
+    "lower_weight": 0.7,
+}
+
+
+def ask(name: str, problem: Any, spec: Any, clients: list[int], **values: Any) -> Request:
+    """A request with random vectors for whatever the operation reads."""
+    operation = OPERATIONS[name]
+    x0, y0 = problem.initial(torch.Generator().manual_seed(0))
+    dx, dy = len(x0), len(y0)
+    sizes = {"x": dx, "hypergradient": dx}
+    tensors = {key: 0.3 * randn(sizes.get(key, dy), seed=50 + k) for k, key in enumerate(operation.reads)}
+    options = {key: values.get(key, VALUES.get(key, spec)) for key in operation.options}
+    return Request((name,), np.array(clients), tensors, {key: k for k, key in enumerate(tensors)}, options, 2, 9)
