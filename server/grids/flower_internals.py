@@ -1,8 +1,9 @@
 """Everything that this project uses of Flower's private modules, behind documented names.
 
 Flower's `Grid` is a public base class, but a grid of one's own needs a `Run`, the task identity behind the `Message`
-constructor, and the right to number messages; Flower has no public name for these. `tests/test_local_grid.py` says what
-is relied upon, so that a Flower release that moves it fails there.
+constructor, and the right to number messages; Flower has no public name for these.
+`tests/server/grids/test_flower_internals.py` says what is relied upon, so that a Flower release that moves it fails
+there.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""The in-process grid and the conversion of tensors: what is promised, and what is relied upon of Flower."""
+"""The in-process grid: what is promised."""
 
-import io
 import logging
 import math
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -31,19 +29,14 @@ from clients.app import array_from_tensor, tensor_from_array
 from fedbilevel.errors import BadInput
 from server.grids import flower_internals
 from server.grids.local import LocalGrid
-
-IDENTITY = ("_task_id", "_run_id", "_node_id")
+from tests.identity import identity_kept
 
 
 @pytest.fixture(autouse=True)
 def identity() -> Iterator[None]:
     """Every test starts in a process without an identity, as a fresh one is."""
-    before = {name: getattr(TaskIdentity, name) for name in IDENTITY}
-    for name in IDENTITY:
-        setattr(TaskIdentity, name, None)
-    yield
-    for name, value in before.items():
-        setattr(TaskIdentity, name, value)
+    with identity_kept(fresh=True):
+        yield
 
 
 def make_app(answer: Callable[[Message, Context], Message]) -> ClientApp:
@@ -65,63 +58,6 @@ def ask(grid: LocalGrid, records: RecordDict | None = None, node_ids: list[int] 
     records = RecordDict() if records is None else records
     ids = grid.get_node_ids() if node_ids is None else node_ids
     return grid.send_and_receive([Message(records, node_id, "query.ask") for node_id in ids])
-
-
-# --- what is relied upon of Flower's private modules ---
-
-
-def test_flower_message_needs_an_identity_and_takes_it_from_task_identity() -> None:
-    with pytest.raises(RuntimeError, match="not set"):
-        Message(RecordDict(), 2, "query.ask")
-    flower_internals.claim_identity(run_id=77)
-    message = Message(RecordDict(), 2, "query.ask")
-    assert message.metadata.run_id == 77
-    assert message.metadata.src_node_id == flower_internals.SERVER_NODE_ID
-    assert message.metadata.message_id == ""
-
-
-def test_flower_reply_takes_its_addresses_from_the_message_not_from_the_identity() -> None:
-    flower_internals.claim_identity(run_id=77)
-    message = Message(RecordDict(), 2, "query.ask", group_id="round 3")
-    flower_internals.stamp_sender(message, run_id=78)
-    flower_internals.stamp_id(message, "m")
-    for reply in (Message(RecordDict(), reply_to=message), Message(Error(2, "why"), reply_to=message)):
-        assert reply.metadata.run_id == 78
-        assert reply.metadata.reply_to_message_id == "m"
-        assert (reply.metadata.src_node_id, reply.metadata.dst_node_id) == (2, flower_internals.SERVER_NODE_ID)
-        assert (reply.metadata.group_id, reply.metadata.message_type) == ("round 3", "query.ask")
-
-
-def test_flower_constants_and_the_empty_run() -> None:
-    assert flower_internals.CLIENT_APP_RAISED_EXCEPTION == 2
-    assert flower_internals.SERVER_NODE_ID == 1
-    run = flower_internals.empty_run(5)
-    assert isinstance(run, flower_internals.Run)
-    assert run.run_id == 5
-
-
-def test_flower_message_copy_has_metadata_of_its_own() -> None:
-    flower_internals.claim_identity(run_id=1)
-    message = Message(RecordDict(), 2, "query.ask")
-    copied = flower_internals.message_copy(message, RecordDict())
-    copied.metadata.dst_node_id = 3
-    flower_internals.stamp_id(copied, "copied")
-    assert (message.metadata.dst_node_id, message.metadata.message_id) == (2, "")
-
-
-def test_an_identity_that_is_set_stays_and_the_grid_works_under_it() -> None:
-    """A Flower runtime around this grid must find its own identity unchanged."""
-    TaskIdentity.run_id = 123456
-    TaskIdentity.node_id = 654321
-    grid = LocalGrid(make_app(echo))
-    (reply,) = ask(grid)
-    assert reply.metadata.run_id == grid.run.run_id
-    assert reply.metadata.dst_node_id == flower_internals.SERVER_NODE_ID
-    assert Message(RecordDict(), 2, "query.ask").metadata.run_id == 123456
-    assert Message(RecordDict(), 2, "query.ask").metadata.src_node_id == 654321
-
-
-# --- the grid ---
 
 
 def test_nodes_are_listed_in_partition_order_and_none_is_the_server() -> None:
@@ -446,106 +382,18 @@ assert reply.has_content()
 assert threading.active_count() == 1, threading.enumerate()
 assert "ray" not in sys.modules
 """
-    root = str(Path(__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     done = subprocess.run([sys.executable, "-c", script], cwd=root, env={}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-# --- tensors as Flower arrays ---
-
-TENSORS = {
-    "float32": torch.tensor([1.5, -0.0, math.inf, 1e-45]),
-    "float64": torch.tensor([[1 / 3, 2.0], [3.0, 5e-324]], dtype=torch.float64),
-    "float16": torch.tensor([1.5, 65504.0], dtype=torch.float16),
-    "int64": torch.tensor([2**63 - 1, -(2**63)]),
-    "uint8": torch.tensor([[[0, 255]]], dtype=torch.uint8),
-    "bool": torch.tensor([True, False]),
-    "complex64": torch.tensor([1 + 2j]),
-    "conjugated": torch.tensor([1 + 2j]).conj(),
-    "0-d": torch.tensor(2.5, dtype=torch.float64),
-    "empty": torch.empty(0),
-    "empty of three columns": torch.empty((0, 3), dtype=torch.int64),
-    "transposed": torch.arange(6.0).reshape(2, 3).T,
-    "expanded": torch.ones(1).expand(4),
-    "strided": torch.arange(10)[::3],
-    "with a graph": torch.ones(2, requires_grad=True) * 2,
-}
-
-
-@pytest.mark.parametrize("name", TENSORS)
-def test_array_holds_what_flower_would_have_written_and_reads_back(name: str) -> None:
-    tensor = TENSORS[name]
-    reference = Array(tensor.contiguous().numpy(force=True))
-    array = array_from_tensor(tensor)
-    assert (array.dtype, array.shape, array.stype) == (reference.dtype, reference.shape, reference.stype)
-    assert array.data == reference.data
-    assert isinstance(array.data, bytes)
-    np.testing.assert_array_equal(array.numpy(), tensor.numpy(force=True))
-    back = tensor_from_array(array)
-    assert back.dtype == tensor.dtype
-    assert back.shape == tensor.shape
-    assert torch.equal(back, tensor)
-    assert not back.requires_grad
-
-
-def test_negative_zero_and_nan_keep_their_bits() -> None:
-    tensor = torch.tensor([-0.0, math.nan, -math.nan])
-    back = tensor_from_array(array_from_tensor(tensor))
-    assert torch.equal(back.view(torch.int32), tensor.view(torch.int32))
-
-
-@pytest.mark.parametrize("name", TENSORS)
-def test_decoded_tensor_is_its_own_and_writable_without_a_warning(name: str) -> None:
-    array = array_from_tensor(TENSORS[name])
-    data = bytes(bytearray(array.data))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        back = tensor_from_array(array)
-        back.zero_()
-        back.numpy()[...] = 1
-    assert array.data == data
-    assert torch.equal(tensor_from_array(array), TENSORS[name])
-
-
-def test_decoded_tensor_is_aligned_as_torch_aligns() -> None:
-    kept = [tensor_from_array(array_from_tensor(torch.ones(length))) for length in (1, 7, 2000, 160_000)]
-    assert {tensor.data_ptr() % 64 for tensor in kept} == {0}
-
-
-def test_encoded_array_does_not_follow_the_tensor() -> None:
-    tensor = torch.ones(3)
-    array = array_from_tensor(tensor)
-    tensor.zero_()
-    assert torch.equal(tensor_from_array(array), torch.ones(3))
-
-
-def test_arrays_framed_by_others_are_read_too() -> None:
-    """Fortran order and another header version are legitimate `.npy` data."""
-    values = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-    assert torch.equal(tensor_from_array(Array(values)), torch.arange(6.0, dtype=torch.float64).reshape(2, 3))
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, values, version=(2, 0))
-    framed = Array("float64", (2, 3), "numpy.ndarray", stream.getvalue())
-    assert torch.equal(tensor_from_array(framed), torch.arange(6.0, dtype=torch.float64).reshape(2, 3))
-
-
-def test_foreign_byte_order_is_read_by_value() -> None:
-    array = Array(np.arange(3, dtype=">f4"))
-    assert torch.equal(tensor_from_array(array), torch.arange(3.0))
-
-
-def test_what_cannot_be_converted_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="BFloat16"):
-        array_from_tensor(torch.ones(1, dtype=torch.bfloat16))
-    with pytest.raises(TypeError, match="str"):
-        tensor_from_array(Array(np.array(["a"])))
-    with pytest.raises(TypeError, match="other"):
-        tensor_from_array(Array("float32", (1,), "other", b"1234"))
-
-
-@pytest.mark.parametrize("name", ["float64", "0-d", "empty"])
-def test_array_survives_flowers_own_serialisation(name: str) -> None:
-    """The same messages travel over Flower's runtimes, which split an array into chunks and join them again."""
-    array = array_from_tensor(TENSORS[name])
-    inflated = Array.inflate(array.deflate(), children=array.children)
-    assert torch.equal(tensor_from_array(inflated), TENSORS[name])
+def test_an_identity_that_is_set_stays_and_the_grid_works_under_it() -> None:
+    """A Flower runtime around this grid must find its own identity unchanged."""
+    TaskIdentity.run_id = 123456
+    TaskIdentity.node_id = 654321
+    grid = LocalGrid(make_app(echo))
+    (reply,) = ask(grid)
+    assert reply.metadata.run_id == grid.run.run_id
+    assert reply.metadata.dst_node_id == flower_internals.SERVER_NODE_ID
+    assert Message(RecordDict(), 2, "query.ask").metadata.run_id == 123456
+    assert Message(RecordDict(), 2, "query.ask").metadata.src_node_id == 654321

@@ -1,0 +1,80 @@
+"""What tests of the server share: one Ray cluster, and histories to hold others against."""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fedbilevel.config.tables import Config, check
+from fedbilevel.results import RunDirectory
+from server.running.experiment import Experiment, Observer, local
+from tests.app_runs import PARTIAL as PARTIAL_TEXT
+from tests.app_runs import run_locally, write_text
+from tests.histories import PARTIAL
+from tests.identity import identity_kept
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+
+@pytest.fixture(autouse=True)
+def identity() -> Iterator[None]:
+    with identity_kept():
+        yield
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[tuple[Cluster, dict[str, str]]]:
+    """A Ray cluster of two machines on this one: a head with one CPU, and one with two; and their variables."""
+    from ray.cluster_utils import Cluster
+
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "FEDBILEVEL_TEST": uuid.uuid4().hex,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        made.add_node(num_cpus=2)
+    try:
+        yield made, environment
+    finally:
+        made.shutdown()
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def cluster(machines: tuple[Cluster, dict[str, str]]) -> Iterator[Cluster]:
+    """The cluster, which this process has joined; whoever asks for it leaves it with three CPUs on two machines."""
+    from server.grids.cluster import connected
+
+    made, environment = machines
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with connected(made.address):
+            yield made
+
+
+@pytest.fixture(scope="session")
+def partial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[dict[str, Any]]]:
+    """A config and its history on the engine local."""
+    config = check(PARTIAL)
+    experiment = Experiment(config, RunDirectory.create(tmp_path_factory.mktemp("partial") / "out"), local, Observer())
+    assert experiment.run() == []
+    return config, experiment.history()
+
+
+@pytest.fixture(scope="session")
+def partial_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A config file and its run directory on the engine local."""
+    folder = tmp_path_factory.mktemp("partial_run")
+    config = write_text(folder / "partial.toml", PARTIAL_TEXT)
+    return config, run_locally(config, folder / "local")

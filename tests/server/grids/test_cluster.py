@@ -1,0 +1,138 @@
+"""Ray itself: addresses, and nothing of a private one is left behind."""
+
+import csv
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from fedbilevel import simulate
+from fedbilevel.errors import BadInput
+from server.grids import cluster
+from server.grids.cluster import _alive, _family
+from tests.flower import processes_with
+from tests.scripts import watched
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(120),
+    # Ray leaves the files and processes that it starts for the garbage collector to close
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@contextmanager
+def listening() -> Iterator[int]:
+    """A port where somebody answers who is not Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_an_address_without_ray_is_refused_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "PROBE_SECONDS", 1.0)
+    with listening() as port:
+        says = {
+            "127.0.0.1:1": r"host:port of its head, or auto, and nothing answers there \(Connection refused\)$",
+            "no.such.host.invalid:6379": "and nothing answers there",
+            "localhost": "host:port of its head, or auto$",
+            "ray://127.0.0.1:10001": "host:port of its head, or auto$",
+            f"127.0.0.1:{port}": "and what answers there is not Ray$",
+        }
+        for address, said in says.items():
+            began = time.monotonic()
+            with pytest.raises(BadInput, match=said) as refused:
+                simulate("quadratic", "aggitd", iterations=1, engine="ray", ray_address=address)
+            assert time.monotonic() - began < 8
+            expected = f"ray_address: got {address!r}; allowed: the address of a Ray cluster, "
+            assert str(refused.value).startswith(expected)
+
+
+FINISHES_AND_FAILS = """
+import os, signal
+from fedbilevel import RunFailed, simulate
+from fedbilevel.problems import Quadratic
+
+class Broken(Quadratic):
+    def lower(self, x, y, examples):
+        if os.getpid() != self.here:
+            raise ValueError("not here")
+        return super().lower(x, y, examples)
+
+print(len(simulate("quadratic", "aggitd", iterations=2, engine="ray", workers=2).history))
+broken = Broken(clients=4)
+broken.here = os.getpid()
+try:
+    simulate(broken, "aggitd", iterations=2, engine="ray", workers=1)
+except RunFailed as error:
+    print(error)
+print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+"""
+
+GOES_ON = """
+import signal
+from fedbilevel.config.tables import check
+from fedbilevel.results import RunDirectory
+from server.running.experiment import Experiment, Observer, engine
+from server.running.sweep import Sweep
+
+class Tell(Observer):
+    told = 0
+    def stepped(self, job, iteration, rounds):
+        self.told += 1
+        if self.told == 5:
+            print("runs", flush=True)
+
+run = {"seeds": [0, 1], "iterations": 1000000, "evaluate_every": 100}
+def end(number, frame):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, end)
+config = check({"run": run, "problem": {"name": "quadratic"}, "algorithms": {"aggitd": {}}})
+out = RunDirectory.create(OUT)
+try:
+    if SWEEP:
+        Sweep(config, out, Tell(), jobs=2).run()
+    else:
+        with engine("ray", workers=2, threads=1) as connect:
+            Experiment(config, out, connect, Tell()).run()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_finished_and_a_failed_run_leave_nothing_and_say_nothing() -> None:
+    with watched(FINISHES_AND_FAILS) as (process, mark, scratch):
+        out, _ = process.communicate(timeout=100)
+        assert list(scratch.glob("fb-ray-*")) == []
+        assert processes_with(mark) == {}
+    failed = "aggitd, seed 0, iteration 0: client 0, operation losses, round 0: ValueError: not here"
+    assert out.splitlines() == ["3", failed, "True"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "number"),
+    [(False, signal.SIGTERM), (True, signal.SIGINT), (True, signal.SIGKILL)],
+    ids=["engine, SIGTERM", "sweep, Ctrl-C", "sweep, SIGKILL"],
+)
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, sweep: bool, number: signal.Signals) -> None:
+    with watched(f"OUT, SWEEP = {str(tmp_path / 'out')!r}, {sweep}\n{GOES_ON}") as (process, mark, scratch):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        started = _family([process.pid])
+        assert len(started) >= 8  # Ray's head and node with their agents, and workers
+        process.send_signal(number)
+        assert process.stdout.read() == ("" if number == signal.SIGKILL else "interrupted\n")
+        process.wait(30)
+        deadline = time.monotonic() + (20 if number == signal.SIGKILL else 0)
+        while (left := set(_alive(started, [])) | set(processes_with(mark))) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == set()
+        assert list(scratch.glob("fb-ray-*")) == []
+    if number != signal.SIGKILL:
+        with open(tmp_path / "out" / "history.csv") as file:
+            assert list(csv.DictReader(file))

@@ -1,0 +1,120 @@
+"""Runs side by side as Ray tasks: the same history, whatever dies."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from fedbilevel.config.tables import Config, check
+from fedbilevel.results import RunDirectory
+from server.running.experiment import Experiment, Observer, local
+from server.running.plan import Job
+from server.running.sweep import Sweep
+from tests.flower import processes_with
+from tests.histories import PARTIAL, assert_same, without_wall_seconds
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(120),
+    # Ray leaves the files and processes that it starts for the garbage collector to close
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class Events(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, str, int]] = []
+
+    def started(self, job: Job) -> None:
+        self.all.append(("started", job.label, job.seed))
+
+    def row(self, job: Job, row: dict[str, object]) -> None:
+        self.all.append(("row", job.label, job.seed))
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        self.all.append(("failed" if error else "ended", job.label, job.seed))
+
+
+def test_a_sweep_gives_the_same_history_and_a_failing_run_does_not_stop_it(
+    cluster: Cluster, partial: tuple[Config, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    config, expected = partial
+    tables = config.model_dump(exclude_none=True)
+    tables["algorithms"] = {"diverges": {"algorithm": "memfbo", "lower_step": 1e300}, **tables["algorithms"]}
+    events = Events()
+    sweep = Sweep(check(tables), RunDirectory.create(tmp_path / "out"), events, jobs=2)
+    failures = sweep.run()
+    assert [(job.label, job.seed) for job, _ in failures] == [("diverges", 3), ("diverges", 4)]
+    assert str(failures[0][1]).startswith("diverges, seed 3, iteration")
+    rows = [row for row in sweep.directory.read_history() if row["algorithm"] != "diverges"]
+    assert_same(rows, expected)  # a job may have other threads than this process, and sum in another order
+    for job in sweep.jobs:
+        mine = [kind for kind, *which in events.all if which == [job.label, job.seed]]
+        assert mine[0] == "started"
+        assert mine[-1] == ("failed" if job.label == "diverges" else "ended")
+        assert mine.count("row") == len(sweep.rows[job.label, job.seed])
+    assert (tmp_path / "out" / "summary.csv").exists()
+
+
+def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    tables = {
+        **PARTIAL,
+        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 1500, "evaluate_every": 10},
+        "options": {"upper_step": 0.05},
+        "algorithms": {"memfbo": {}},
+    }
+    config = check(tables)
+    alone = Experiment(config, RunDirectory.create(tmp_path / "alone"), local, Observer())
+    assert alone.run() == []
+
+    class Killer(Observer):
+        def __init__(self) -> None:
+            self.killed: list[int] = []
+
+        def stepped(self, job: Job, iteration: int, rounds: int) -> None:
+            if not self.killed and (tmp_path / "out" / "checkpoints").exists():
+                self.killed += kill_federations()
+
+    killer = Killer()
+    sweep = Sweep(config, RunDirectory.create(tmp_path / "out"), killer, jobs=2, threads=torch.get_num_threads())
+    assert sweep.run() == []
+    assert len(killer.killed) == 1
+    assert without_wall_seconds(sweep.history()) == without_wall_seconds(alone.history())
+
+
+def kill_federations() -> list[int]:
+    """Kill the processes that run a job of a sweep of this test; returns their pids."""
+    mine = processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}")
+    pids = [pid for pid, command in mine.items() if command.startswith("ray::federation")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+def test_a_run_whose_process_dies_every_time_fails_alone(cluster: Cluster, tmp_path: Path) -> None:
+    tables = {
+        **PARTIAL,
+        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 3000, "evaluate_every": 10**6},
+        "options": {"upper_step": 0.05},
+        "algorithms": {"victim": {"algorithm": "memfbo"}, "joint": {}},
+    }
+
+    class Killer(Events):
+        def stepped(self, job: Job, iteration: int, rounds: int) -> None:
+            if job.label == "victim" and iteration < 3000:
+                kill_federations()
+
+    killer = Killer()
+    failures = Sweep(check(tables), RunDirectory.create(tmp_path / "out"), killer, jobs=1).run()
+    assert [job.label for job, _ in failures] == ["victim"]
+    assert re.search(r"^victim, seed 3: its process has died 3 times in a row", str(failures[0][1]))
+    assert ("failed", "victim", 3) in killer.all
+    assert ("ended", "joint", 3) in killer.all
