@@ -1,0 +1,86 @@
+# The run directory: made for a new run, opened for one that is there, and finished.
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fedbilevel.errors import BadInput
+from fedbilevel.results import RunDirectory
+from tests.fedbilevel.results.rows import rising
+
+
+def test_a_new_directory_is_made_with_its_parents_and_is_empty(tmp_path):
+    made = RunDirectory.create(tmp_path / "runs" / "demo")
+    assert made.path.is_dir()
+    assert list(made.path.iterdir()) == []
+    assert RunDirectory.create(made.path).path == made.path
+
+
+def test_nothing_that_exists_is_touched(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("full", "file", "file/below", "dangling"):
+        with pytest.raises(BadInput) as caught:
+            RunDirectory.create(tmp_path / name)
+        assert caught.value.key == "out"
+        assert str(tmp_path / name) in str(caught.value)
+    assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["dangling", "file", "full", "mine"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", read_only)
+    with pytest.raises(BadInput, match="Read-only file system") as caught:
+        RunDirectory.create(tmp_path / "new")
+    assert caught.value.key == "out"
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(BadInput, match=r"out: got .*Read-only file system"):
+        RunDirectory.create(tmp_path / "other")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_parent_that_takes_no_folders_is_bad_input():
+    with pytest.raises(BadInput, match=r"^out: got '/proc/"):
+        RunDirectory.create("/proc/fedbilevel-run")
+
+
+def test_open_wants_a_folder_with_a_config_and_a_history(tmp_path):
+    with pytest.raises(BadInput, match="a folder that exists"):
+        RunDirectory.open(tmp_path / "none")
+    made = RunDirectory.create(tmp_path / "run")
+    with pytest.raises(BadInput, match=r"no config\.toml"):
+        RunDirectory.open(made.path)
+    made.write_config("seeds = [0]\n")
+    with pytest.raises(BadInput, match=r"no history\.csv"):
+        RunDirectory.open(made.path)
+    made.write_history(rows := rising(2, 2))
+    opened = RunDirectory.open(made.path)
+    assert opened.config_path.read_text() == "seeds = [0]\n"
+    assert opened.read_history() == rows
+
+
+def test_a_finished_run_has_every_file_of_the_contract(tmp_path):
+    made = RunDirectory.create(tmp_path / "run")
+    made.write_config("seeds = [0, 1]\n")
+    made.write_history(rising(2, 2))
+    summary = made.finish(made.read_history(), "Digits", [0.5])
+    assert [line["algorithm"] for line in summary] == ["method_0", "method_1"]
+    assert {p.name for p in made.path.iterdir()} == {
+        "config.toml",
+        "history.csv",
+        "summary.csv",
+        *(f"{x}_vs_accuracy.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg")),
+    }
+    before = {p.name: p.read_bytes() for p in made.path.iterdir()}
+    made.finish(made.read_history(), "Digits", [0.5])
+    assert {p.name: p.read_bytes() for p in made.path.iterdir()} == before
