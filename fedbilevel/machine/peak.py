@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 
 import torch
+from torch._C._autograd import _enable_record_function
 from torch.autograd.profiler import profile
 
 
@@ -28,7 +29,11 @@ def peak_memory(function: Callable[[], object], device: torch.device | str = "cp
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
     with profile(profile_memory=True, use_kineto=True) as found:
-        function()
+        _enable_record_function(False)  # else every operation is noted too, and most of the time goes there
+        try:
+            function()
+        finally:
+            _enable_record_function(True)
     events = found.kineto_results.events()
     moves = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     alive = most = 0

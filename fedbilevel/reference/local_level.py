@@ -18,6 +18,8 @@ from fedbilevel.tasks import TaskProblem, Tasks
 
 FINE = 100
 """Runge-Kutta steps of the flow."""
+_ROWS = 600
+"""Rows of dense Hessians, of one task or of several, that are computed together."""
 
 
 class DenseTasks:
@@ -36,7 +38,8 @@ class DenseTasks:
 
     def hessian(self, y: Tensor, level: Level = "lower") -> Tensor:
         """`Hess L(y)`."""
-        return torch.as_tensor(vmap(jacrev(grad(self._loss(level))), chunk_size=1)(y, self.examples[level]))
+        together = max(1, _ROWS // y.shape[1])
+        return torch.as_tensor(vmap(jacrev(grad(self._loss(level))), chunk_size=together)(y, self.examples[level]))
 
     def descent(self, steps: int, step: float, kept: int) -> tuple[Tensor, Tensor]:
         """Y after K gradient steps, and `(dy/dx)' grad f(y)` through the last `kept` of them."""
