@@ -42,6 +42,11 @@ def write_model(folder: Path, name: str, x: Tensor, y: Tensor, told: Mapping[str
     write_whole(folder / MODELS / f"{file_name(name)}.safetensors", save(tensors, metadata))
 
 
+def has_model(folder: Path, name: str) -> bool:
+    """Whether a run directory holds the model of this run."""
+    return (folder / MODELS / f"{file_name(name)}.safetensors").is_file()
+
+
 def read_models(folder: Path) -> list[Model]:
     """Every model of a run directory, in the order of the files' names.
 

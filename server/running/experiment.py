@@ -15,7 +15,7 @@ from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.history import Row
-from fedbilevel.results.models import write_model
+from fedbilevel.results.models import has_model, write_model
 from server.grids.engines import Carrier, in_process, opened
 from server.running.checkpoints import Checkpoint, Checkpoints
 from server.running.plan import Job, fingerprint, plan, resolved
@@ -118,6 +118,7 @@ class Experiment:
         self._checkpoints.remove_parts()
         self.observer.planned(pending)
         try:
+            self._complete_models(pending)
             self.write()
             self._run_all(pending)
         finally:
@@ -173,6 +174,14 @@ class Experiment:
             done = True
         finally:
             record.save(done=done)
+
+    def _complete_models(self, pending: list[Job]) -> None:
+        """Write the models of runs whose last row was written when a kill came, and whose model was not."""
+        for job in self.jobs:
+            if job not in pending and not has_model(self.directory.path, job.name):
+                end = self._checkpoint(job)
+                if end is not None and end.evaluations == len(self.rows[job.label, job.seed]):
+                    self.keep_model(job, end)
 
     def keep_model(self, job: Job, end: Checkpoint) -> None:
         """Write the x and y at which a job has ended."""

@@ -32,8 +32,8 @@ REPORT_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0
 """Ray has to find room for a job within this time while no other job runs."""
 
-Event = Row | Checkpoint | tuple[int, int] | RunFailed
-"""What a job reports: an evaluation, where it can go on, iteration and rounds so far, or what ended it."""
+Event = Row | Checkpoint | tuple[int, int] | str | RunFailed
+"""What a job reports: an evaluation, where it can go on, iteration and rounds so far, a note, or what ended it."""
 
 
 class Sweep(Experiment):
@@ -104,7 +104,7 @@ class Sweep(Experiment):
                     report: Any = next(reports)
                     events: list[Event] = ray.get(report)
                 except StopIteration:
-                    job.record.save()
+                    job.record.save(done=job.error is None)
                     self._ended(job.record.job, job.error)
                 except ray.exceptions.RayError as error:
                     if job.can_go_on(error):
@@ -138,6 +138,8 @@ class Sweep(Experiment):
                 record.keep(event)
             elif isinstance(event, tuple):
                 record.tick(*event)
+            elif isinstance(event, str):
+                record.say(event)
             elif isinstance(event, RunFailed):
                 job.error = event
             else:
@@ -191,6 +193,7 @@ def federation(
                 resume=checkpoint,
                 keep=happened.append,
                 tick=lambda iteration, rounds: happened.append((iteration, rounds)),
+                say=happened.append,
             )
         except RunFailed as error:
             happened.append(type(error)(str(error)))

@@ -18,6 +18,7 @@ from fedbilevel.config.tables import read
 from fedbilevel.problems import Quadratic
 from server.kit.algorithm import State
 from server.running.checkpoints import Checkpoint, Checkpoints
+from server.running.experiment import Experiment
 from server.running.plan import fingerprint, resolved
 
 CONFIG = """
@@ -208,3 +209,21 @@ def test_what_killed_writers_left_is_removed_on_resume(run: Path) -> None:
     again = [line.split(",") for line in (run / "history.csv").read_text().splitlines()]
     for fields, others in zip((line.rstrip("\n").split(",") for line in lines), again, strict=True):
         assert fields[:7] + fields[8:] == others[:7] + others[8:]  # all but wall_seconds
+
+
+def test_a_model_that_a_kill_prevented_is_written_on_resume(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fedbilevel.load(run)
+    monkeypatch.setattr(Experiment, "keep_model", lambda *what: None)
+    monkeypatch.setattr(Checkpoints, "remove", lambda self: None)
+    assert main(["run", "c.toml", "--out", "killed"]) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(run.parent)
+    assert not (run.parent / "killed" / "models").exists()
+    assert main(["resume", "killed"]) == 0
+    again = fedbilevel.load("killed")
+    assert set(again) == set(whole)
+    for name, model in again.items():
+        assert torch.equal(model.x, whole[name].x)
+        assert torch.equal(model.y, whole[name].y)
+        assert (model.iteration, model.round) == (4, whole[name].round)
+    assert not (run.parent / "killed" / "checkpoints").exists()
