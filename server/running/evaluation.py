@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clients.operations.oracles import losses
+from fedbilevel.config.tables import RunTable
 from fedbilevel.errors import NonFinite, RunFailed, users_code
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.machine.device import at_hand, placed
@@ -17,27 +18,32 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import is_measure_name
 from fedbilevel.results.history import SOLUTION_COLUMNS, Row
 from fedbilevel.tasks import is_local
-from server.kit.algorithm import State
+from server.kit.algorithm import Algorithm, State
 from server.running.solution import NoSolution, Solver, every
-
-if TYPE_CHECKING:
-    from server.running.run import Run
 
 
 class Evaluator:
-    """Makes the rows of one run.
+    """Makes the rows of one run of an algorithm, from `start` = (x0, y0).
 
     made: the evaluations made before (a run that goes on); say: told once if the lower level has no solution. The
     solution is looked for at the evaluations 0, k, 2k, ... and at the last one, k as `solution.every` says.
     """
 
     def __init__(
-        self, run: Run, problem: Problem, fed: Federation, start: tuple[Tensor, Tensor], say: Callable[[str], None]
+        self,
+        label: str,
+        seed: int,
+        algorithm: Algorithm[Any],
+        table: RunTable,
+        problem: Problem,
+        fed: Federation,
+        start: tuple[Tensor, Tensor],
+        say: Callable[[str], None],
     ) -> None:
-        self._run, self._fed, self._say = run, fed, say
-        self._device = at_hand(run.table.device)
+        self._label, self._seed, self._algorithm, self._fed, self._say = label, seed, algorithm, fed, say
+        self._device = at_hand(table.device)
         self._problem = placed(problem, self._device)
-        self._every = every(run.table.solution_every, problem, *start)
+        self._every = every(table.solution_every, problem, *start)
         self._solver = Solver(self._problem, start[1]) if self._every else None
         self._said = False
         self.made = 0
@@ -47,7 +53,7 @@ class Evaluator:
 
         used: the x at which the state's hypergradient was taken, None before the first iteration; last: the run ends.
         """
-        fed, run = self._fed, self._run
+        fed = self._fed
         where = f"operation evaluate, round {fed.ledger.rounds}"
         with users_code(lambda said: RunFailed(f"{where}: {said}")):
             measures = self._measures(state)
@@ -57,8 +63,8 @@ class Evaluator:
         self.made += 1
         h = state.hypergradient
         row: Row = {
-            "algorithm": run.label,
-            "seed": run.seed,
+            "algorithm": self._label,
+            "seed": self._seed,
             "iteration": iteration,
             "round": fed.ledger.rounds,
             "uplink_bytes": fed.ledger.uplink_bytes,
@@ -81,7 +87,7 @@ class Evaluator:
 
     def _measures(self, state: State) -> dict[str, float]:
         """The losses at the state's own x and y, and the problem's measures of them."""
-        problem, algorithm = self._problem, self._run.algorithm
+        problem, algorithm = self._problem, self._algorithm
         if algorithm.evaluate is not None and is_local(problem):
             return dict(algorithm.evaluate(state, problem, self._fed))
         upper, lower = self._fed.measure(losses, x=state.x, y=state.y).tolist()
@@ -112,7 +118,7 @@ class Evaluator:
             if not self._said:
                 self._said = True
                 self._say(
-                    f"{self._run.label}, seed {self._run.seed}, round {self._fed.ledger.rounds}: {reason}; "
+                    f"{self._label}, seed {self._seed}, round {self._fed.ledger.rounds}: {reason}; "
                     f"{', '.join(SOLUTION_COLUMNS)} stay empty where that is so"
                 )
             return dict.fromkeys(SOLUTION_COLUMNS)

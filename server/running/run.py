@@ -171,7 +171,7 @@ def run_one(
 
     try:
         first = start or initial(problem, run.seed)
-        evaluator = Evaluator(run, problem, fed, first, say)
+        evaluator = Evaluator(run.label, run.seed, run.algorithm, table, problem, fed, first, say)
         if resume is None:
             state: State = run.algorithm.init(*first)
             evaluate(None)
