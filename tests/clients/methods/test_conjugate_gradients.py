@@ -38,7 +38,8 @@ def test_systems_are_solved_together_as_they_are_alone() -> None:
     for b in (0, 1, 3, 4):
         assert relative(found.u[b], expected[b]) < 1e-11
         alone = solve(product(A[b : b + 1]), rhs[b : b + 1], steps=50, tolerance=1e-13, damping=1.0)
-        assert relative(alone.u[0], found.u[b]) < 1e-13
+        # both leave a residual of at most 1e-13, of systems whose condition numbers are below 100
+        assert relative(alone.u[0], found.u[b]) < 1e-11
     assert not found.u[2].any()
     assert not found.negative.any()
     assert not found.skipped.any()
@@ -94,7 +95,7 @@ def test_only_levels_of_damping_that_may_do_are_tried() -> None:
 
     rhs = torch.tensor([[0.0, 1.0]] * 3, dtype=torch.float64)
     found = solve(counted, rhs, steps=10, tolerance=1e-12, damping=0.25)
-    assert found.added.tolist() == [128.0, 0.25, 0.0]
+    assert found.added.tolist() == pytest.approx([128.0, 0.25, 0.0])
     assert relative(found.u[:, 1], torch.tensor([1 / 28, 1 / 0.15, 1 / 3])) < 1e-6
     assert calls == 3  # as they stand, each with its level, and for the residuals
 
