@@ -60,7 +60,8 @@ def test_a_converged_system_no_longer_moves_and_residuals_are_those_reached() ->
     assert relative(u[4], torch.linalg.solve(A[4], rhs[4])) < 1e-12
     found = solve(product(A), rhs, steps=3, tolerance=1e-10, damping=1.0)
     left = (rhs - product(A)(found.u)).norm(dim=-1) / torch.where(rhs.norm(dim=-1) == 0, 1.0, rhs.norm(dim=-1))
-    assert torch.allclose(found.residual, left, rtol=1e-9, atol=1e-14)
+    # the atol: a residual that is nothing but rounding is some units of |A| |u| / |rhs|, at most the condition number
+    assert torch.allclose(found.residual, left, rtol=1e-9, atol=1e-13)
     assert float(found.residual[0]) > 1e-3
 
 

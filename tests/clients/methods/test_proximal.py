@@ -22,7 +22,7 @@ from tests.runs import of_task, settings, unseen
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_imaml_has_its_closed_form_on_quadratic_tasks(solver: str) -> None:
     tasks, (x, _), lam = unseen(QuadraticTasks(), 9), points(6), 0.7
-    o = settings("imaml", lower_step=0.4, proximal=lam, **{"cg_tolerance": 1e-13, **SOLVERS[solver]})
+    o = settings("imaml", proximal=lam, **{"cg_tolerance": 1e-13, **SOLVERS[solver]})
     support, query = tasks.examples["lower"], tasks.examples["upper"]
     A, a, C, c = support["A"][:, 0], support["a"][:, 0], query["C"][:, 0], query["c"][:, 0]
     inverse = torch.linalg.inv(A + lam * eye(6))
