@@ -32,8 +32,8 @@ ROWS = {
 
 NEWTON: Options = {"inner_solver": "newton", "local_steps": 15, "cg_steps": 60, "cg_tolerance": 1e-14}
 SOLVERS: dict[str, Options] = {
-    "gd": {"inner_solver": "gd", "local_steps": 800},
-    "momentum": {"inner_solver": "momentum", "local_steps": 400},
+    "gd": {"inner_solver": "gd", "local_steps": 300, "lower_step": 1.0},
+    "momentum": {"inner_solver": "momentum", "local_steps": 200, "lower_step": 1.0},
     "newton": NEWTON,
 }
-"""Every inner solver of the implicit methods, with enough steps to reach the minimum."""
+"""Every inner solver of the implicit methods, with enough steps to reach the minimum of losses that bend by at most 1."""

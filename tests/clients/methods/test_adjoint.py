@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -84,7 +83,7 @@ def test_quadratic_meta_gradients_are_the_matrix_exponential(solver, adjoint):
     batch, x = tasks_of(QuadraticTasks(clients=3, dim=5), 2, seed=3)
     for T in (0.5, 4.0):
         found = meta_gradient(
-            "a-maml", batch, x, solver=solver, horizon=T, ode_steps=60, adjoint=adjoint, rtol=1e-9, atol=1e-10
+            "a-maml", batch, x, solver=solver, horizon=T, ode_steps=40, adjoint=adjoint, rtol=1e-9, atol=1e-10
         )
         assert relative(found, exact_quadratic(batch, x, T)) < 1e-6
 
@@ -97,20 +96,19 @@ def test_softmax_meta_gradients_are_the_sensitivity_equation(softmax):
 
 
 def order(error):
-    """The slope of log error against log step over three halvings."""
-    errors = [error(steps) for steps in (8, 16, 32, 64)]
-    return [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    """The slope of log error against log step where the step is halved."""
+    return math.log2(error(32) / error(64))
 
 
 @pytest.mark.parametrize(("solver", "expected"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
 def test_order_of_convergence(softmax, solver, expected):
     batch, x, exact = softmax
     found = order(lambda n: relative(meta_gradient("a-maml", batch, x, solver=solver, horizon=2.0, ode_steps=n), exact))
-    assert found[-1] == pytest.approx(expected, abs=0.2)
+    assert found == pytest.approx(expected, abs=0.2)
     batch, x = tasks_of(QuadraticTasks(clients=3, dim=5), 2, seed=3)
     exact = exact_quadratic(batch, x, 4.0)
     found = order(lambda n: relative(meta_gradient("a-maml", batch, x, solver=solver, horizon=4.0, ode_steps=n), exact))
-    assert found[-1] == pytest.approx(expected, abs=0.2)
+    assert found == pytest.approx(expected, abs=0.2)
 
 
 def test_stored_states_stay_exact_where_running_backwards_breaks_down():
@@ -132,4 +130,4 @@ def test_a_flow_of_no_length_is_the_start():
     batch, x = tasks_of(QuadraticTasks(), 2, seed=3)
     for solver in ("rk4", "euler", "dopri5"):
         found = meta_gradient("a-maml", batch, x, solver=solver, lower_step=0.0)
-        assert torch.allclose(found, batch.gradient("upper", x), rtol=1e-14)
+        assert relative(found, batch.gradient("upper", x)) < 1e-14

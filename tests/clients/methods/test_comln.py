@@ -15,7 +15,7 @@ from tests.problem_table import BODY, HEAD, Softmax, with_horizon
 from tests.runs import meta_gradient, of_task, settings, tasks_of
 
 
-def through_head(batch, x, steps=250):
+def through_head(batch, x, steps=100):
     """Autograd in (parameters, log T) through so many classical RK4 steps of the head's weights, task by task."""
     found = []
     for b in range(len(batch)):
@@ -42,7 +42,7 @@ def test_comln_is_autograd_through_an_accurate_solve_of_the_head():
     for options in ({"ode_steps": 200}, {"solver": "dopri5", "rtol": 1e-10, "atol": 1e-12}):
         found = meta_gradient("comln", batch, x, initial_horizon=3.0, **options)
         assert relative(found, expected) < 1e-8
-        assert torch.allclose(found[:, -1], expected[:, -1], rtol=1e-8)
+        assert relative(found[:, -1], expected[:, -1]) < 1e-8
     fixed = meta_gradient("comln", batch, x, initial_horizon=3.0, ode_steps=200, learn_horizon=False)
     assert torch.equal(fixed[:, -1], torch.zeros_like(fixed[:, -1]))
     assert relative(fixed[:, :-1], expected[:, :-1]) < 1e-8
@@ -54,7 +54,7 @@ def test_comln_learns_the_horizon_along_the_product_of_the_two_gradients():
     o = settings("comln", initial_horizon=2.0, ode_steps=200)
     y = methods()["comln"].adapt(batch, with_horizon(x, 2.0), o).y
     product = (batch.gradient("lower", y) * batch.gradient("upper", y))[:, BODY:].sum(1)
-    assert torch.allclose(found, -2.0 * product, rtol=1e-10)
+    assert relative(found, -2.0 * product) < 1e-10
 
 
 def test_comln_adapts_the_head_by_its_gradient_flow():
@@ -78,7 +78,7 @@ def test_comln_keeps_the_length_of_its_steps_as_the_horizon_grows():
     given = meta_gradient("comln", batch, with_horizon(x, 2.0), initial_horizon=2.0, ode_steps=10)
     coarse = meta_gradient("comln", batch, with_horizon(x, 2.0), initial_horizon=2.0, ode_steps=5)
     assert torch.equal(grown, given)
-    assert not torch.allclose(grown, coarse, rtol=1e-9)
+    assert relative(coarse, grown) > 1e-7
 
 
 def test_comln_runs_and_learns():

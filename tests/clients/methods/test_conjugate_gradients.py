@@ -38,7 +38,8 @@ def test_systems_are_solved_together_as_they_are_alone() -> None:
     for b in (0, 1, 3, 4):
         assert relative(found.u[b], expected[b]) < 1e-11
         alone = solve(product(A[b : b + 1]), rhs[b : b + 1], steps=50, tolerance=1e-13, damping=1.0)
-        assert relative(alone.u[0], found.u[b]) < 1e-13
+        # both leave a residual of at most 1e-13, of systems whose condition numbers are below 100
+        assert relative(alone.u[0], found.u[b]) < 1e-11
     assert not found.u[2].any()
     assert not found.negative.any()
     assert not found.skipped.any()
@@ -59,7 +60,8 @@ def test_a_converged_system_no_longer_moves_and_residuals_are_those_reached() ->
     assert relative(u[4], torch.linalg.solve(A[4], rhs[4])) < 1e-12
     found = solve(product(A), rhs, steps=3, tolerance=1e-10, damping=1.0)
     left = (rhs - product(A)(found.u)).norm(dim=-1) / torch.where(rhs.norm(dim=-1) == 0, 1.0, rhs.norm(dim=-1))
-    assert torch.allclose(found.residual, left, rtol=1e-9, atol=1e-14)
+    # the atol: a residual that is nothing but rounding is some units of |A| |u| / |rhs|, at most the condition number
+    assert torch.allclose(found.residual, left, rtol=1e-9, atol=1e-13)
     assert float(found.residual[0]) > 1e-3
 
 
@@ -94,7 +96,7 @@ def test_only_levels_of_damping_that_may_do_are_tried() -> None:
 
     rhs = torch.tensor([[0.0, 1.0]] * 3, dtype=torch.float64)
     found = solve(counted, rhs, steps=10, tolerance=1e-12, damping=0.25)
-    assert found.added.tolist() == [128.0, 0.25, 0.0]
+    assert found.added.tolist() == pytest.approx([128.0, 0.25, 0.0])
     assert relative(found.u[:, 1], torch.tensor([1 / 28, 1 / 0.15, 1 / 3])) < 1e-6
     assert calls == 3  # as they stand, each with its level, and for the residuals
 

@@ -94,12 +94,12 @@ def test_bome_equals_a_second_implementation() -> None:
 def test_the_bias_of_bome_falls_with_its_step() -> None:
     tasks, x = tasks_of(quadratic_tasks(), 1)
     implicit, errors = QuadraticAdaptation(tasks.tasks).imaml(x, proximal=0.8).gradient, []
-    for step in (0.1, 0.003):
-        options = {"local_steps": round(7 / step), "lower_rounds": 5, "upper_level_lower_step": step, **PROXIMAL}
+    for step in (0.1, 0.02):
+        options = {"local_steps": round(7 / step), "lower_rounds": 20, "upper_level_lower_step": step, **PROXIMAL}
         found = meta_gradient("bome", tasks, x, **options)
         errors.append(relative(found, implicit))
     assert errors[0] < 0.3
-    assert errors[1] < 0.03
+    assert errors[1] < 0.01
 
 
 def test_a_vanishing_lower_gradient_leaves_no_multiplier() -> None:

@@ -19,7 +19,7 @@ from tests.runs import sampled_sets, start, traced
 ITERATIONS = 3
 CASES = [(name, case) for name, row in GLOBAL.items() for case in row.cases]
 COUNTS = [(name, *count) for name, row in GLOBAL.items() for count in row.counts]
-STEPPING = sorted(name for name, row in GLOBAL.items() if "local_steps" in find(name).options.model_fields)
+STEPPING = sorted(name for name, (_, taken) in reference.ALGORITHMS.items() if "local_steps" in taken)
 """Those whose clients make local steps."""
 
 

@@ -26,6 +26,7 @@ clients = 5
 upper_optimiser = "adam"
 upper_halving = 4
 tasks_per_client = 2
+evaluation_tasks = 20
 [algorithms.maml]
 truncation = 2
 [algorithms.memfbo]

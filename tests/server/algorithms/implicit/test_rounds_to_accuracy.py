@@ -19,7 +19,8 @@ def problem() -> HyperRepresentation:
 
 
 def rounds_to(problem: HyperRepresentation, accuracy: float, algorithm: str, accounting: str) -> int:
-    result = simulate(problem, algorithm, iterations=60, accounting=accounting, **STEPS)
+    """In float64: rounding must not decide which examples are right where the accuracy passes the threshold."""
+    result = simulate(problem, algorithm, iterations=30, accounting=accounting, dtype="float64", **STEPS)
     return next(int(str(row["round"])) for row in result.history if float(str(row["test_accuracy"])) >= accuracy)
 
 

@@ -79,13 +79,13 @@ def test_all_indices_of_fed_ihgp_average_to_the_sum_of_N_terms() -> None:  # noq
     assert relative(average, shorter) < 1e-12
 
 
-@pytest.mark.parametrize("terms", [1, 3])
-def test_a_warm_start_removes_the_truncation_bias(terms: int) -> None:
-    problem = Quadratic(clients=3, dim_x=3, dim_y=4, mu=0.5, heterogeneity=0.5, seed=6)
-    options = {"lower_rounds": terms, "lower_step": 1.0, "upper_step": 0.1, "accounting": "merged"}
+@pytest.mark.parametrize(("terms", "upper_step", "iterations"), [(1, 0.15, 130), (3, 0.3, 65)])
+def test_a_warm_start_removes_the_truncation_bias(terms: int, upper_step: float, iterations: int) -> None:
+    problem = Quadratic(clients=3, dim_x=3, dim_y=4, mu=0.5, heterogeneity=0.5, rho=1.0, seed=6)
+    options = {"lower_rounds": terms, "lower_step": 1.0, "upper_step": upper_step, "accounting": "merged"}
     best = problem.solution()
-    cold = traced(problem, "aggitd", 400, **options)
-    warm = traced(problem, "aggitd", 400, warm_start=True, **options)
+    cold = traced(problem, "aggitd", iterations, **options)
+    warm = traced(problem, "aggitd", iterations, warm_start=True, **options)
     assert relative(warm.x, best) < 1e-9
     assert relative(cold.x, best) > 1e-3
     assert float(directions(cold)[-1].norm()) < 1e-9

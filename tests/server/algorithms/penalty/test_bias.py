@@ -38,7 +38,7 @@ def test_the_bias_of_bome_is_of_the_order_of_its_step() -> None:
     sizes, biases = (0.08, 0.04, 0.02), []
     for step in sizes:
         steps = {"upper_step": step, "upper_level_lower_step": step, "lower_rounds": 3, "lower_step": 1.1}
-        result = traced(problem, "bome", round(6 / step), x0=best, y0=problem.lower_solution(best), **steps)
+        result = traced(problem, "bome", round(3 / step), x0=best, y0=problem.lower_solution(best), **steps)
         assert result.trace is not None
         tail = result.trace[-len(result.trace) // 3 :]
         biases.append(float(np.mean([float((entry.x - best).norm()) for entry in tail])))
