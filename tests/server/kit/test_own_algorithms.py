@@ -150,6 +150,12 @@ def test_the_command_line_runs_it_and_repeats_its_run(tmp_path: Path, capsys: py
     assert rows("a") == rows("b")
 
 
+def test_a_label_that_names_no_file_is_refused_under_the_key_that_was_typed(tmp_path: Path) -> None:
+    path = config(tmp_path, '"gone.py:blended"', "")
+    with pytest.raises(BadInput, match=r"^algorithms\.gone\.py:blended: got 'gone\.py:blended'; .*No such file"):
+        plan(read(path))
+
+
 # ---- its options ----
 
 
