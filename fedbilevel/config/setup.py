@@ -15,7 +15,7 @@ from fedbilevel.federation.systems import BatchSize
 from fedbilevel.machine.device import Device
 from fedbilevel.problem import Problem
 from fedbilevel.strict import Strict
-from fedbilevel.user_files import UserFile
+from fedbilevel.user_files import UserFile, module_of, names_file
 
 
 class Setup(Strict):
@@ -62,18 +62,21 @@ class Setup(Strict):
         return None if chosen == "full" else chosen
 
     def problem(self) -> Problem:
-        """Build the problem; the latest two are kept. Raises BadInput."""
-        data = (self.data or DataTable()) if needs_data(self.problem_table.name) else None
+        """Build the problem; the latest two are kept, as long as the user's file is the same. Raises BadInput."""
+        name = self.problem_table.name
+        data = (self.data or DataTable()) if needs_data(name) else None
         if data is None and self.data is not None:
-            raise BadInput("data", "a table", f"no table [data]: problem {self.problem_table.name} takes no data set")
+            raise BadInput("data", "a table", f"no table [data]: problem {name} takes no data set")
         seed = self.seed if data is None or data.seed is None else data.seed
         tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
-        own = self.seed if takes_seed(self.problem_table.name, self.problem_table.parameters) else 0
-        return _problem(json.dumps(tables), seed if data else 0, own, self.dtype)
+        own = self.seed if takes_seed(name, self.problem_table.parameters) else 0
+        content = module_of(name, "problem.name").__name__ if names_file(name) else ""
+        return _problem(json.dumps(tables), seed if data else 0, own, self.dtype, content)
 
 
 @functools.lru_cache(maxsize=2)
-def _problem(tables: str, data_seed: int, seed: int, dtype: str) -> Problem:
+def _problem(tables: str, data_seed: int, seed: int, dtype: str, content: str) -> Problem:
+    """content: names what the problem's file holds, so that a file that was edited is another problem."""
     parsed = json.loads(tables)
     table = ProblemTable.model_validate(parsed["problem"])
 

@@ -192,8 +192,8 @@ def _find_files(tables: dict[str, Any], folder: Path) -> None:
     for label, table in algorithms.items() if isinstance(algorithms, dict) else ():
         if isinstance(table, dict):
             name = table.get("algorithm", label)
-            if isinstance(name, str) and names_file(name):
-                table["algorithm"] = located(name, folder)
+            if isinstance(name, str) and names_file(name) and (found := located(name, folder)) != name:
+                table["algorithm"] = found
 
 
 def check(tables: Mapping[str, Any]) -> Config:
