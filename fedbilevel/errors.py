@@ -9,6 +9,16 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 
+class _Nothing:
+    """What is found where a required key is missing."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
+
+
 class BadInput(ValueError):
     """Something the user gave cannot be used.
 
