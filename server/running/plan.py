@@ -6,15 +6,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fedbilevel.config.build import defaults, needs_data
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, DataTable, ProblemTable
 from fedbilevel.config.validation import typed, unknown_key
 from fedbilevel.data import partition_parameters
 from fedbilevel.errors import BadInput
+from fedbilevel.problem import Problem
+from fedbilevel.results.targets import column_of, hold_targets
+from fedbilevel.tasks import is_local
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
-from server.running.run import Run
+from server.running.run import Run, initial
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,10 @@ def resolved(config: Config) -> Config:
 
 def check_problem(jobs: Iterable[Job]) -> None:
     """Build the problem of every seed and hold every job against it. Raises BadInput."""
-    for job in jobs:
+    for number, job in enumerate(jobs):
         problem = job.setup().problem()
+        if number == 0:
+            _check_targets(job, problem)
         job.entry.hold(problem, f"algorithms.{job.label}")
         try:
             job.run().check(problem, job.options)
@@ -124,6 +131,15 @@ def check_problem(jobs: Iterable[Job]) -> None:
                 raise
             raise BadInput(job.key(option), error.value, error.allowed) from error
         _check_indices(job)
+
+
+def _check_targets(job: Job, problem: Problem) -> None:
+    """Hold the targets against what the problem measures; of a local lower level, its methods do. Raises BadInput."""
+    targets = job.config.run.targets
+    if targets and not is_local(problem):
+        with torch.no_grad():
+            names = problem.evaluate(*initial(problem, job.seed))
+        hold_targets(targets, ["upper_loss", "lower_loss", *map(column_of, names)])
 
 
 def _check_indices(job: Job) -> None:
