@@ -27,7 +27,6 @@ from experiments.terminal import busy, complain, say, stdout
 if TYPE_CHECKING:
     from fedbilevel.config.tables import Config
     from fedbilevel.results import RunDirectory
-    from fedbilevel.results.figure import XAxis
     from server.running.experiment import Experiment
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -138,17 +137,36 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder for the summary and the figures.")
     ] = None,
-    x: Annotated[str | None, typer.Option(metavar="rounds|bytes|seconds", help="What the figure spends.")] = None,
+    x: Annotated[
+        str | None,
+        typer.Option(metavar="rounds|bytes|seconds|wall", help="What is spent; seconds: simulated."),
+    ] = None,
+    y: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="What the figure shows: of history.csv; error: 1 - accuracy.")
+    ] = None,
+    log_x: Annotated[bool, typer.Option("--log-x", help="A logarithmic x axis.")] = False,
+    log_y: Annotated[
+        bool | None, typer.Option("--log-y/--linear-y", help="The y axis; default: as the values are.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="text|markdown|latex|csv", help="How the tables are printed.")
+    ] = "text",
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also compare runs of different problems.")] = False,
 ) -> None:
-    """Redraw a run's summary and figures, or compare several."""
+    """Redraw a run's summary and figures, or compare several runs of one problem."""
+    from experiments.report import FORMATS, Looks
     from experiments.report import report as write_report
     from fedbilevel.errors import BadInput, unknown
+    from fedbilevel.results.curves import X_AXES
 
-    axes: dict[str | None, XAxis | None] = {"rounds": "rounds", "bytes": "bytes", "seconds": "seconds", None: None}
-    if x not in axes:
-        raise unknown("--x", str(x), filter(None, axes))
+    axis = next((axis for axis in X_AXES if axis == x), None)
+    chosen = next((each for each in FORMATS if each == form), None)
+    if x is not None and axis is None:
+        raise unknown("--x", x, X_AXES)
+    if chosen is None:
+        raise unknown("--format", form, FORMATS)
     try:
-        write_report(folders, out, axes[x], stdout())
+        write_report(folders, out, stdout(), looks=Looks(axis, y, log_x, log_y), form=chosen, anyway=anyway)
     except BadInput as error:
         raise _of_option(error) from error
 
@@ -230,8 +248,9 @@ def _of_option(error: Exception) -> Exception:
     """The same error; what is wrong with `out` was typed as --out."""
     from fedbilevel.errors import BadInput
 
-    if isinstance(error, BadInput) and error.key == "out":
-        return BadInput("--out", error.value, error.allowed)
+    typed = {"out": "--out", "column": "--y", "log_y": "--log-y"}
+    if isinstance(error, BadInput) and error.key in typed:
+        return BadInput(typed[error.key], error.value, error.allowed)
     return error
 
 
@@ -259,8 +278,8 @@ def _complete(experiment: Experiment, *, restore: bool) -> int:
             check_problem(experiment.pending())
         if not experiment.pending():
             say(console, f"{directory.path}: every run is finished")
-            last, scratch = directory.path / "bytes_vs_accuracy.svg", directory.path / "checkpoints"
-            if scratch.is_dir() or not last.is_file():
+            scratch = directory.path / "checkpoints"
+            if scratch.is_dir() or not directory.is_finished(experiment.history(), config.run.targets):
                 experiment.run()  # it was interrupted at the last step: the summary and the figures may be missing
             return 0
     try:

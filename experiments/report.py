@@ -2,149 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.terminal import print_table, say
-from fedbilevel.config.tables import read
-from fedbilevel.errors import BadInput
+from experiments.formats import latex, markdown, print_sheets
+from experiments.outcome import Line, sheets, unseen
+from experiments.terminal import say
+from fedbilevel.config.tables import Config, read
+from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.results import RunDirectory, draw, summarise, write_summary
-from fedbilevel.results.figure import XAxis
+from fedbilevel.results.curves import XAxis
+from fedbilevel.results.directory import figures
+from fedbilevel.results.figure import hold_drawable, main_column
 from fedbilevel.results.history import Row, number
-from fedbilevel.results.summary import has_accuracy, runs
+from fedbilevel.results.summary import runs, summary_text
+from fedbilevel.results.targets import Target
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-NEVER = "—"
-SPENT = ("rounds", "uplink", "downlink", "simulated")
-_UNSEEN = {
-    "metric_nll": "NLL",
-    "metric_ece": "calibration error",
-    "metric_uncertainty_auroc": "AUROC of the entropy",
-    "metric_uncertainty_spearman": "rank correlation of deviation and error",
-}
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+Format = Literal["text", "markdown", "latex", "csv"]
+FORMATS: tuple[Format, ...] = ("text", "markdown", "latex", "csv")
 
 
-def spread(mean: Any, deviation: Any, form: str = ".0f", unit: str = "") -> str:
-    """`mean ± deviation unit`, without a deviation of zero; a dash for what never was.
-
-    >>> spread(120.0, 4.0), spread(120.0, None), spread(None, None)
-    ('120 ± 4', '120', '—')
-    """
-    if mean is None:
-        return NEVER
-    text = f"{mean:{form}}" if not deviation else f"{mean:{form}} ± {deviation:{form.replace('.4g', '.2g')}}"
-    return f"{text} {unit}".rstrip()
-
-
-def count(mean: Any, deviation: Any) -> str:
-    """A count: whole where it is."""
-    whole = (mean or 0) >= 100 or all(value is None or float(value).is_integer() for value in (mean, deviation))
-    return spread(mean, deviation, ".0f" if whole else ".1f")
-
-
-def size(mean: Any, deviation: Any) -> str:
-    """Bytes in the unit that the mean asks for.
-
-    >>> size(1_250_000, 440_000), size(0, None)
-    ('1.2 ± 0.4 MB', '0 B')
-    """
-    if mean is None:
-        return NEVER
-    power = min(int(math.log10(mean) / 3), len(_UNITS) - 1) if mean >= 1 else 0
-    mean, deviation = mean / 1000.0**power, (deviation or 0.0) / 1000.0**power
-    return spread(mean, deviation, _digits(mean) if power else ".0f", _UNITS[power])
-
-
-def _digits(value: float) -> str:
-    """Two or three digits of a number from 1 to 999; summary.csv has them all."""
-    return ".1f" if value < 100 else ".0f"
-
-
-def seconds(mean: Any, deviation: Any) -> str:
-    """Simulated seconds."""
-    return spread(mean, deviation, _digits(mean or 0), "s")
-
-
-def _pair(line: dict[str, object], name: str) -> tuple[object, object]:
-    return line[f"{name}_mean"], line[f"{name}_std"]
-
-
-def print_summary(console: Console, summary: Sequence[dict[str, object]]) -> None:
-    """Print what each algorithm spent until each target, and where it ended: mean ± standard deviation over seeds."""
+def print_summary(console: Console, summary: Sequence[Line]) -> None:
+    """Print what each algorithm spent until each target, and where it ended: medians over all seeds."""
     if not summary:
         say(console, "no evaluations yet")
-        return
-    targets = list(dict.fromkeys(line["target_accuracy"] for line in summary))
-    if targets == [None]:
-        say(console, "What the runs spent, and where they ended", "bold")
-        rows = [[str(line["algorithm"]), *_spent(line), *_end(line)] for line in summary]
-        print_table(console, ["algorithm", *SPENT, *_ends(summary)], rows, words=1)
-        return
-    rows = []
-    for target in targets:
-        for line in summary:
-            if line["target_accuracy"] == target:
-                reached = f"{line['seeds_reached']}/{line['seeds']}"
-                rows.append([f"{target:g}", str(line["algorithm"]), *_spent(line), reached])
-    algorithms = {str(line["algorithm"]): line for line in summary}
-    say(console, "Spent until a test accuracy was reached", "bold")
-    groups = range(len(algorithms) - 1, len(rows), len(algorithms))
-    print_table(console, ["accuracy", "algorithm", *SPENT, "seeds"], rows, words=2, ends=groups)
-    say(console, "")
-    say(console, "Where the runs ended", "bold")
-    rows = [[name, *_end(line)] for name, line in algorithms.items()]
-    print_table(console, ["algorithm", *_ends(summary)], rows, words=1)
-
-
-def _spent(line: dict[str, object]) -> list[str]:
-    up, down = size(*_pair(line, "uplink_bytes")), size(*_pair(line, "downlink_bytes"))
-    return [count(*_pair(line, "rounds")), up, down, seconds(*_pair(line, "simulated_seconds"))]
-
-
-def _ends(summary: Sequence[dict[str, object]]) -> list[str]:
-    accurate = any(line["final_accuracy_mean"] is not None for line in summary)
-    return [*(("final accuracy", "best accuracy") if accurate else ()), "final upper loss", "seeds"]
-
-
-def _end(line: dict[str, object]) -> list[str]:
-    accuracy = [spread(*_pair(line, "final_accuracy"), ".4f"), spread(line["best_accuracy_mean"], None, ".4f")]
-    known = line["final_accuracy_mean"] is not None
-    return [*(accuracy if known else ()), spread(*_pair(line, "final_upper_loss"), ".4g"), str(line["seeds"])]
+    print_sheets(console, sheets(summary))
 
 
 def print_unseen(console: Console, rows: Sequence[Row]) -> None:
-    """Print the measures of adaptation to unseen tasks at the end of the runs, means over seeds; nothing without any.
-
-    Behind the accuracy (or the loss) stands half the 95 % interval of its mean over the tasks, of one seed.
-    """
-    ended: dict[str, list[Row]] = {}
-    for name, by_seed in runs(rows).items():
-        last = [run[-1] for run in by_seed.values() if number(run[-1], "metric_test_interval") is not None]
-        if last:
-            ended[name] = last
-    if not ended:
-        return
-    main = "test_accuracy" if has_accuracy(rows) else "test_loss"
-    columns = [key for key in _UNSEEN if any(number(row, key) is not None for last in ended.values() for row in last)]
-
-    def mean(last: Sequence[Row], key: str, form: str) -> str:
-        values = [value for row in last if (value := number(row, key)) is not None]
-        return f"{sum(values) / len(values):{form}}" if values else NEVER
-
-    lines = [
-        [name, f"{mean(last, main, '.4f')} ± {mean(last, 'metric_test_interval', '.4f')}"]
-        + [mean(last, key, ".3f") for key in columns]
-        for name, last in ended.items()
-    ]
-    say(console, "")
-    say(console, "Adapted to unseen tasks, at the end", "bold")
-    print_table(console, ["algorithm", main.replace("_", " "), *(_UNSEEN[key] for key in columns)], lines, words=1)
+    """Print the measures of adaptation to unseen tasks at the end of the runs; nothing without any."""
+    sheet = unseen(rows)
+    if sheet is not None:
+        say(console, "")
+        print_sheets(console, [sheet])
 
 
 def print_files(console: Console, folder: Path) -> None:
@@ -153,47 +49,162 @@ def print_files(console: Console, folder: Path) -> None:
     say(console, f"\n{folder}: {', '.join(names)}")
 
 
-def report(folders: Sequence[Path], out: Path | None, x_axis: XAxis | None, console: Console) -> None:
+@dataclass(frozen=True)
+class Looks:
+    """What the figures of a report show: see `fedbilevel.results.draw`; None: as after a run."""
+
+    x_axis: XAxis | None = None
+    column: str | None = None
+    log_x: bool = False
+    log_y: bool | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What several run directories hold together; `bases`: which algorithm of which directory a label stands for."""
+
+    rows: list[Row]
+    bases: Mapping[str, tuple[str, Path]]
+    unfinished: frozenset[tuple[str, object]]
+    targets: list[float | Target] | None
+    title: str
+
+
+def report(
+    folders: Sequence[Path],
+    out: Path | None,
+    console: Console,
+    *,
+    looks: Looks = Looks(),
+    form: Format = "text",
+    anyway: bool = False,
+) -> None:
     """Redraw one run directory in place, or compare several: on the terminal, and in the new folder `out`.
 
-    x_axis: the figure to draw; None: those over rounds and bytes. Algorithms of the same name in several directories
-    are told apart by the directory.
+    Of several, algorithms of the same name are told apart by the directory, and a ratio says how many rounds each needs
+    of what it needs in the first. Nothing that the runs name as files of a person's own is executed.
 
-    Raises BadInput for directories that are none, or damaged.
+    anyway: also compare runs of different problems. Raises BadInput for these, for a column that no run has, and for
+    directories that are none, or damaged.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise BadInput("DIR", " ".join(map(str, folders)), "directories that differ from each other")
-    opened = [RunDirectory.open(folder) for folder in folders]
-    configs = [read(directory.config_path) for directory in opened]
-    histories = [directory.read_history() for directory in opened]
-    titles = list(dict.fromkeys(config.title for config in configs))
-    asked = [target for config in configs for target in config.run.targets or ()]
-    targets = list(dict.fromkeys(asked)) or None
-    rows = histories[0] if len(folders) == 1 else _joined(folders, histories)
-    summary = summarise(rows, targets)
-    place = out
+    found = gathered(folders, anyway)
+    summary: list[Line] = summarise(found.rows, found.targets)
+    if len(folders) > 1:
+        summary = compared(summary, found.bases, folders[0])
+    chosen = figures(found.rows, found.targets)
+    if looks.x_axis or looks.column:
+        axes: list[XAxis] = [looks.x_axis] if looks.x_axis else ["rounds", "bytes"]
+        chosen = [(axis, looks.column or main_column(found.rows)) for axis in axes]
+    for _, column in chosen:
+        hold_drawable(found.rows, column, looks.log_y)
+    place = folders[0] if len(folders) == 1 else None
     if out is not None:
         place = RunDirectory.create(out).path
-    elif len(folders) == 1:
-        place = folders[0]
     if place is not None:
         write_summary(place / "summary.csv", summary)
-        for axis in (x_axis,) if x_axis else ("rounds", "bytes"):
-            draw(rows, place, title=", ".join(titles), targets=targets, x_axis=axis)
-    print_summary(console, summary)
-    print_unseen(console, rows)
-    if place is not None:
-        print_files(console, place)
+        for axis, column in chosen:
+            draw(
+                *(found.rows, place),
+                title=found.title,
+                targets=found.targets,
+                x_axis=axis,
+                column=column,
+                log_x=looks.log_x,
+                log_y=looks.log_y,
+                unfinished=found.unfinished,
+            )
+    if form == "text":
+        print_summary(console, summary)
+        print_unseen(console, found.rows)
+        if place is not None:
+            print_files(console, place)
+    elif form == "csv":
+        say(console, summary_text(summary).rstrip("\n"))
+    else:
+        last = unseen(found.rows)
+        parts = [*sheets(summary), *([last] if last else [])]
+        say(console, "\n\n".join(map({"markdown": markdown, "latex": latex}[form], parts)))
 
 
-def _joined(folders: Sequence[Path], histories: Sequence[list[Row]]) -> list[Row]:
-    """The rows of several runs; a name that several of them use gets its folder's name behind it."""
+def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
+    """Read run directories; a label that several of them use gets its directory's name behind it.
+
+    Raises BadInput for directories that are none, or damaged, and unless `anyway` for runs of different problems.
+    """
+    opened = [RunDirectory.open(folder) for folder in folders]
+    configs = [read(directory.config_path) for directory in opened]
+    if not anyway:
+        _hold_together(folders, configs)
+    histories = [directory.read_history() for directory in opened]
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    users = Counter(name for rows in histories for name in {str(row["algorithm"]) for row in rows})
-    return [
-        row | {"algorithm": f"{row['algorithm']} ({name})"} if users[str(row["algorithm"])] > 1 else row
-        for name, rows in zip(names, histories, strict=True)
-        for row in rows
-    ]
+    users = Counter(label for history in histories for label in runs(history))
+    rows: list[Row] = []
+    bases: dict[str, tuple[str, Path]] = {}
+    unfinished: set[tuple[str, object]] = set()
+    for folder, name, config, history in zip(folders, names, configs, histories, strict=True):
+        labels = {label: f"{label} ({name})" if users[label] > 1 else label for label in runs(history)}
+        bases |= {own: (label, folder) for label, own in labels.items()}
+        rows += [row | {"algorithm": labels[str(row["algorithm"])]} for row in history]
+        unfinished |= {(labels[label], seed) for label, seed in broken_off(config, history)}
+    asked = list(dict.fromkeys(target for config in configs for target in config.run.targets or ()))
+    targets = asked if asked or all(config.run.targets is not None for config in configs) else None
+    titles = dict.fromkeys(config.title for config in configs)
+    return Gathered(rows, bases, frozenset(unfinished), targets, ", ".join(titles))
+
+
+def broken_off(config: Config, rows: Sequence[Row]) -> set[tuple[str, object]]:
+    """The runs that ended before the rounds or iterations that their config asks for, by label and seed."""
+    unit, goal = ("round", config.run.rounds) if config.run.rounds else ("iteration", config.run.iterations)
+    ends = {(label, seed): run[-1] for label, by_seed in runs(rows).items() for seed, run in by_seed.items()}
+    return {key for key, row in ends.items() if (number(row, unit) or 0) < (goal or 0)}
+
+
+def _hold_together(folders: Sequence[Path], configs: Sequence[Config]) -> None:
+    """Raises BadInput, saying what differs, for runs that are not of the same problem on the same data."""
+    first, *others = (_problem(config) for config in configs)
+    for folder, other in zip(folders[1:], others, strict=True):
+        keys = [key for key in {**first, **other} if first.get(key, NOTHING) != other.get(key, NOTHING)]
+        if keys:
+            pairs = [(key, first.get(key, NOTHING), other.get(key, NOTHING)) for key in keys[:3]]
+            told = [f"{key} is {one!r} in {folders[0]} and {two!r} here" for key, one, two in pairs]
+            raise BadInput("DIR", str(folder), f"a run of the same problem (or --anyway), and {', '.join(told)}")
+
+
+def _problem(config: Config) -> dict[str, Any]:
+    """What two runs have to share to be compared, by key."""
+    tables = {"problem": config.problem.model_dump(), "data": config.data.model_dump() if config.data else {}}
+    flat = {f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()}
+    return flat | {"run.dtype": config.run.dtype}
+
+
+def compared(summary: Sequence[Line], bases: Mapping[str, tuple[str, Path]], first: Path) -> list[Line]:
+    """The summary with the run of each line, and what it needs as a ratio to what the same label needs in the first.
+
+    The ratio is of the rounds until the target; without a target, of the accuracy or the loss at the end. `ratio_is`
+    says `at_least` where the rounds are censored, `at_most` where those of the first run are; where both are, there is
+    no ratio. Lines of the same label stand together.
+    """
+    kind = ("target_column", "target_direction", "target_threshold")
+    ours: dict[tuple[object, ...], Line] = {}
+    for line in summary:
+        label, folder = bases[line["algorithm"]]
+        if folder == first:
+            ours[(label, *(line[key] for key in kind))] = line
+    lines = []
+    for line in summary:
+        label, folder = bases[line["algorithm"]]
+        more: Line = {"run": str(folder), "ratio": None, "ratio_of": None, "ratio_is": None}
+        one = ours.get((label, *(line[key] for key in kind)))
+        of = "rounds" if line["target_column"] else "final_test_accuracy"
+        if of != "rounds" and line[of] is None:
+            of = "final_upper_loss"
+        if one and one[of] and line[of] is not None and not (one["censored"] and line["censored"]):
+            side = "at_least" if line["censored"] else "at_most" if one["censored"] else "exactly"
+            more |= {"ratio": line[of] / one[of], "ratio_of": of, "ratio_is": side}
+        lines.append(line | more)
+    order = list(dict.fromkeys(label for label, _ in bases.values()))
+    return sorted(lines, key=lambda line: order.index(bases[line["algorithm"]][0]))

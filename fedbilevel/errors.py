@@ -13,6 +13,16 @@ LISTED, NEAREST = 24, 5
 """So many names are listed whole; of more only the nearest are shown."""
 
 
+class _Nothing:
+    """What is found where a required key is missing."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING = _Nothing()
+
+
 class BadInput(ValueError):
     """Something the user gave cannot be used.
 

@@ -17,7 +17,7 @@ FILES = {
     "config.toml",
     "history.csv",
     "summary.csv",
-    *(f"{x}_vs_accuracy.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg")),
+    *(f"{x}_vs_upper_loss.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg", "pdf")),
 }
 # Everything that must survive a checkpoint: a warm start, random indices, samples, minibatches, absent clients.
 QUADRATIC = """

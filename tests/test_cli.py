@@ -68,14 +68,19 @@ def test_a_run_leaves_its_files_and_plain_text_and_can_be_run_again_from_its_own
     assert main(["run", "a/config.toml", "--out", "b"]) == 0
     assert rows("b") == rows("a")
     assert Path("b/config.toml").read_bytes() == Path("a/config.toml").read_bytes()
-    assert Path("b/rounds_vs_accuracy.png").read_bytes() == Path("a/rounds_vs_accuracy.png").read_bytes()
+    assert Path("b/rounds_vs_upper_loss.png").read_bytes() == Path("a/rounds_vs_upper_loss.png").read_bytes()
 
 
 def test_digits_print_what_each_target_took(capsys):
     assert main(["run", config(DIGITS), "--out", "a", "--set", "run.targets=[0.01, 1.0]"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["0.01", "aggitd", "0", "0", "B", "0", "B", "0.0", "s", "1/1"] in lines
-    assert ["1", "aggitd", "—", "—", "—", "—", "0/1"] in lines
+    said = capsys.readouterr().out
+    first, second = said.partition("Spent until test accuracy ≥ 1")[::2]
+    assert "Spent until test accuracy ≥ 0.01\n" in first
+    assert ["aggitd", "1/1", "0", "0", "0", "0", "0"] in [line.split() for line in first.splitlines()]
+    assert ["aggitd", "0/1", ">", "4", ">"] in [line.split()[:5] for line in second.splitlines()]
+    assert max(map(len, said.partition("Spent")[2].partition("\n\na: ")[0].splitlines())) <= 80
+    assert Path("a/rounds_vs_accuracy.png").is_file()
+    assert Path("a/rounds_vs_accuracy.svg").is_file()
 
 
 def test_the_default_folder_carries_the_configs_name_and_the_time_and_is_never_used_twice(monkeypatch):

@@ -11,9 +11,9 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from fedbilevel.config.validation import NOTHING, described, unknown_key
+from fedbilevel.config.validation import described, unknown_key
 from fedbilevel.data import FederatedData
-from fedbilevel.errors import BadInput, unknown, users_code
+from fedbilevel.errors import NOTHING, BadInput, unknown, users_code
 from fedbilevel.problem import Problem
 from fedbilevel.problems import PROBLEMS, Factory
 from fedbilevel.problems.inspection import convert, inspect_problem

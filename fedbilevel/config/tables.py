@@ -12,11 +12,12 @@ import tomli_w
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedbilevel.config.packaged import or_packaged, packaged
-from fedbilevel.config.validation import NOTHING, typed, unknown_key, validated
+from fedbilevel.config.validation import typed, unknown_key, validated
 from fedbilevel.data import partition_parameters
-from fedbilevel.errors import BadInput
+from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.federation.systems import Systems
 from fedbilevel.machine.device import Device
+from fedbilevel.results.targets import Target
 from fedbilevel.strict import MOST, PositiveInt, Strict
 from fedbilevel.user_files import located, names_file
 
@@ -35,7 +36,9 @@ class RunTable(Strict):
         None, ge=1, le=MOST, description="a run ends with the iteration that reaches this many rounds"
     )
     evaluate_every: int = Field(1, ge=1, le=MOST, description="rounds between evaluations, at ends of iterations")
-    targets: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(None, description="accuracies for summary.csv")
+    targets: list[Annotated[float, Field(gt=0, le=1)] | Target] | None = Field(
+        None, description="for summary.csv: a test accuracy, or { column, at_most } or { column, at_least }"
+    )
     dtype: Literal["float32", "float64"] = "float32"
     device: Device = Field("auto", description="where clients compute; auto: a CUDA card where there is one")
     batch: Batch = Field("full", description="minibatch size of local steps")
@@ -126,7 +129,8 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config, override keys of it, and check it.
 
     overrides: "table.key=value" each; the value is TOML, or else a plain string. Of `run.iterations` and `run.rounds`,
-    the one that is overridden replaces the other. Files of your own, named in `problem.name` or as an algorithm, are
+    the one that is overridden replaces the other. The title names what is overridden, but for `run` and `engine`: it
+    may describe what no longer holds. Files of your own, named in `problem.name` or as an algorithm, are
     found from here, or else from the config's folder. The name of a packaged config stands for its file.
 
     Raises BadInput for a file that cannot be read, for TOML that cannot be parsed, and for every key that is unknown,
@@ -150,6 +154,7 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def _override(tables: dict[str, Any], overrides: list[str]) -> None:
     lengths = set()
+    told: dict[tuple[str, ...], str] = {}
     for override in overrides:
         path, value = _assignment(override)
         table: Any = tables
@@ -157,11 +162,22 @@ def _override(tables: dict[str, Any], overrides: list[str]) -> None:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise BadInput("--set", override, f"a key of a table, and {typed(path[:depth])} is no table")
+        if table.get(path[-1], NOTHING) != value:
+            told[*path] = f"{typed(path)} = {' '.join(override.partition('=')[2].split())}"
         table[path[-1]] = value
         if path in (["run", "iterations"], ["run", "rounds"]):
             lengths.add(path[1])
     if len(lengths) == 1:
         tables["run"].pop("rounds" if "iterations" in lengths else "iterations", None)
+    _tell(tables, told)
+
+
+def _tell(tables: dict[str, Any], told: Mapping[tuple[str, ...], str]) -> None:
+    """Let the title name what was overridden, unless it is the title itself: it describes what was there before."""
+    title = tables.get("title", Config.model_fields["title"].default)
+    if isinstance(title, str) and ("title",) not in told:
+        changes = [text for path, text in told.items() if path[0] not in ("run", "engine")]
+        tables["title"] = "; ".join([title, *(text if text.isprintable() else repr(text) for text in changes)])
 
 
 def _assignment(override: str) -> tuple[list[str], Any]:
@@ -245,4 +261,4 @@ def _without_none(value: Any) -> Any:
     """TOML has no null: what is not set is left out."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
-    return value
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value

@@ -7,21 +7,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fedbilevel.errors import BadInput, unknown
+from fedbilevel.errors import NOTHING, BadInput, unknown
 from fedbilevel.strict import MOST
 
 Schema = Mapping[str, Any]
 """A JSON schema, as pydantic makes it of a model."""
-
-
-class _Nothing:
-    """What is found where a required key is missing."""
-
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-NOTHING = _Nothing()
 
 
 def unknown_key(table: str, key: str, value: object, known: Iterable[str]) -> BadInput:

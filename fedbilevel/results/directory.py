@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbilevel.errors import BadInput
-from fedbilevel.results.figure import draw
+from fedbilevel.results.canvas import KINDS
+from fedbilevel.results.curves import Unfinished, XAxis
+from fedbilevel.results.figure import draw, main_column, stem
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
 from fedbilevel.results.models import MODELS
 from fedbilevel.results.summary import summarise, write_summary
+from fedbilevel.results.targets import Target, measured, resolve_targets
+
+Targets = Sequence[float | Target] | None
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,38 @@ class RunDirectory:
                     file.unlink()
 
     def finish(
-        self, rows: Sequence[Row], title: str, targets: Sequence[float] | None = None
+        self, rows: Sequence[Row], title: str, targets: Targets = None, unfinished: Unfinished = ()
     ) -> list[dict[str, object]]:
-        """Write the summary and the figures over rounds and over bytes; returns the summary's rows."""
+        """Write the summary and the `figures`; returns the summary's rows.
+
+        unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
+        """
         summary = summarise(rows, targets)
         write_summary(self.summary_path, summary)
-        draw(rows, self.path, title=title, targets=targets, x_axis="rounds")
-        draw(rows, self.path, title=title, targets=targets, x_axis="bytes")
+        for x_axis, column in figures(rows, targets):
+            draw(
+                *(rows, self.path),
+                title=title,
+                targets=targets,
+                x_axis=x_axis,
+                column=column,
+                unfinished=unfinished,
+            )
         return summary
+
+    def is_finished(self, rows: Sequence[Row], targets: Targets = None) -> bool:
+        """Whether everything is there that `finish` writes."""
+        files = [self.path / f"{stem(*each)}.{kind}" for each in figures(rows, targets) for kind in KINDS]
+        return all(file.is_file() for file in (self.summary_path, *files))
+
+
+def figures(rows: Sequence[Row], targets: Targets = None) -> list[tuple[XAxis, str]]:
+    """The figures of a run, as what is spent and what is drawn; none without rows.
+
+    The main measure over rounds and bytes, and every other measure that a target bounds over rounds.
+    """
+    if not rows:
+        return []
+    main = main_column(rows)
+    more = measured(rows, dict.fromkeys(target.column for target in resolve_targets(rows, targets)))
+    return [("rounds", main), ("bytes", main), *(("rounds", column) for column in more if column != main)]

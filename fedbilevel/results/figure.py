@@ -1,62 +1,25 @@
-"""The figure: accuracy (or upper loss) against what was spent, one line per algorithm, a band over its seeds."""
+"""The figure: a measure against what was spent, one line per algorithm, a band over its seeds."""
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedbilevel.errors import unknown
-from fedbilevel.results.files import PathLike, write_whole
-from fedbilevel.results.history import Row, number
-from fedbilevel.results.summary import has_accuracy, resolve_targets, runs
+from fedbilevel.errors import BadInput, unknown
+from fedbilevel.results.canvas import QUIET, Name, framed, look, name_lines, save
+from fedbilevel.results.colours import Style, styles
+from fedbilevel.results.curves import ERROR, X_AXES, Curve, Unfinished, XAxis, curves, measure
+from fedbilevel.results.files import PathLike
+from fedbilevel.results.history import Row
+from fedbilevel.results.scales import ROUGHLY_ZERO, scale_x, scale_y, unit
+from fedbilevel.results.spread import QUARTILES_FROM
+from fedbilevel.results.summary import runs
+from fedbilevel.results.targets import Target, has_accuracy, named, resolve_targets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-XAxis = Literal["rounds", "bytes", "seconds"]
-Vector = NDArray[np.float64]
-
-# Okabe and Ito's colours that hold on white (without the yellow). Seven colours and four dashes are coprime, so that
-# 28 algorithms differ and neighbours differ in both.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (6, 2, 1.2, 2)), (0, (2, 1.4)))
-_INK, _QUIET = "#222222", "#6b6b6b"
-_LARGEST = 1e200  # a run that diverged past this has no place on a figure, and its squares and ratios would overflow
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "#888888",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": False,
-    "svg.fonttype": "none",  # text stays text: it can be searched, selected and edited
-    "svg.hashsalt": "fedbilevel",
-}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One algorithm: the mean, lowest and highest of its seeds at the points `x` where every seed has a value."""
-
-    algorithm: str
-    seeds: int
-    x: Vector
-    mean: Vector
-    low: Vector
-    high: Vector
 
 
 def draw(
@@ -64,218 +27,139 @@ def draw(
     folder: PathLike,
     *,
     title: str,
-    targets: Sequence[float] | None = None,
+    targets: Sequence[float | Target] | None = None,
     x_axis: XAxis = "rounds",
+    column: str | None = None,
+    log_x: bool = False,
+    log_y: bool | None = None,
+    unfinished: Unfinished = (),
 ) -> list[Path]:
-    """Write `{x_axis}_vs_accuracy.png` and `.svg` into the folder and return their paths.
+    """Write a figure as `.png`, `.svg` and `.pdf` into the folder and return their paths.
 
-    A problem without accuracy shows its upper loss instead. The same rows give the same bytes.
+    Its name is `stem` of what it shows: `rounds_vs_accuracy` for the test accuracy. The same rows give the same bytes.
 
     Args:
         rows: the history.
         folder: an existing folder.
         title: the heading.
-        targets: accuracies to mark; None marks common levels that some run reached.
-        x_axis: `rounds`; `bytes` (uplink and downlink of the whole federation); `seconds` (simulated).
+        targets: those of them that bound this column are marked; None marks common accuracies that some run reached.
+        x_axis: `rounds`; `bytes` (uplink and downlink of the whole federation); `seconds` (simulated); `wall` (seconds
+            on the clock).
+        column: of the history, or `error`, 1 - test_accuracy; None: `main_column`.
+        log_x: a logarithmic x axis, on which there is no place for what was found before anything was spent.
+        log_y: whether the y axis is logarithmic; None: where the values are positive and span a decade.
+        unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
 
     Raises:
-        BadInput: an unknown `x_axis`, a target outside (0, 1], or a file that cannot be written.
+        BadInput: an unknown `x_axis`, a column in which no row has a value, `log_y` for values below zero, a bare
+            target that is no accuracy, or a file that cannot be written.
     """
-    if x_axis not in ("rounds", "bytes", "seconds"):
-        raise unknown("x_axis", x_axis, ("rounds", "bytes", "seconds"))
-    from matplotlib import style  # slow to import, and most commands draw nothing
+    if x_axis not in X_AXES:
+        raise unknown("x_axis", x_axis, X_AXES)
+    if column is None:
+        column = main_column(rows)
+    else:
+        hold_drawable(rows, column, log_y)
+    chosen = styles(runs(rows))
+    levels = [target.threshold for target in resolve_targets(rows, targets) if target.column == column]
+    with look():
+        lines = curves(rows, x_axis, column, unfinished)
+        figure, axes = framed(title, _about(lines), len(lines))
+        size, label = unit(lines, x_axis)
+        axes.set_xlabel(label, labelpad=7)
+        axes.set_ylabel("error (1 - test accuracy)" if column == ERROR else named(column), labelpad=7, parse_math=False)
+        if lines:
+            scale_x(axes, lines, size, x_axis, log_x)
+            scale_y(axes, lines, column, log_y, levels if targets is not None else ())
+            _draw_targets(axes, levels)
+            for line in lines:
+                _draw_curve(axes, line, size, chosen[line.algorithm], log_x)
+            name_lines(axes, [Name(c.algorithm, c.end[0] / size, c.end[1], chosen[c.algorithm]) for c in lines])
+        else:
+            axes.set(xticks=[], yticks=[])
+            text = "nothing finite to show on these axes" if rows else "no evaluations yet"
+            axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=QUIET)
+        return save(figure, folder, stem(x_axis, column))
 
-    written = []
-    # The default style first: a person's own matplotlibrc must not change the bytes.
-    with style.context(["default", _STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that the font lacks
-        figure = _figure(rows, title, targets, x_axis)
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            path = Path(folder) / f"{x_axis}_vs_accuracy.{suffix}"
-            write_whole(path, functools.partial(_save, figure, suffix, metadata))
-            written.append(path)
-    return written
 
+def stem(x_axis: str, column: str) -> str:
+    """The name of a figure's files.
 
-def curves(rows: Sequence[Row], x_axis: XAxis, column: str) -> list[Curve]:
-    """The curve of each algorithm that has at least one finite value, in order of first appearance.
-
-    Seeds need not share their evaluation points: each holds its last value on the union of all points. A curve spans
-    only what every one of its seeds covers, so that nothing is extrapolated and no seed silently leaves the mean.
+    >>> stem("rounds", "test_accuracy"), stem("bytes", "upper_loss")
+    ('rounds_vs_accuracy', 'bytes_vs_upper_loss')
     """
-    found = []
-    for algorithm, by_seed in runs(rows).items():
-        lines = [line for run in by_seed.values() if (line := _points(run, x_axis, column))]
-        if not lines:
-            continue
-        first, last = max(min(line) for line in lines), min(max(line) for line in lines)
-        if first > last:  # one seed ends before another begins: no point is covered by all
-            continue
-        grid = np.array(sorted({x for line in lines for x in line if first <= x <= last}))
-        values = np.stack([_hold(line, grid) for line in lines])
-        found.append(Curve(algorithm, len(lines), grid, values.mean(0), values.min(0), values.max(0)))
-    return found
+    return f"{x_axis}_vs_{'accuracy' if column == 'test_accuracy' else column}"
 
 
-def _points(run: list[Row], x_axis: XAxis, column: str) -> dict[float, float]:
-    """The finite points of one run; of several values at one x, the last."""
-    points = {}
-    for row in run:
-        x, y = _spent(row, x_axis), number(row, column)
-        if x is not None and y is not None and math.isfinite(x) and abs(y) < _LARGEST:
-            points[x] = y if abs(y) > 1.0 / _LARGEST else 0.0
-    return points
+def main_column(rows: Sequence[Row]) -> str:
+    """What a figure shows unless it is told: the test accuracy, or the upper loss of a problem without one."""
+    return "test_accuracy" if has_accuracy(rows) or not rows else "upper_loss"
 
 
-def _spent(row: Row, x_axis: XAxis) -> float | None:
-    if x_axis == "rounds":
-        return number(row, "round")
-    if x_axis == "seconds":
-        return number(row, "simulated_seconds")
-    up, down = number(row, "uplink_bytes"), number(row, "downlink_bytes")
-    return None if up is None or down is None else up + down
+def hold_drawable(rows: Sequence[Row], column: str, log_y: bool | None = None) -> None:
+    """Raises BadInput, with the key `column` or `log_y`, for what a figure of these rows cannot show."""
+    known = {key for row in rows for key, value in row.items() if value is not None} - {"algorithm", "seed"}
+    if has_accuracy(rows):
+        known.add(ERROR)
+    if column not in known and (rows or column != "test_accuracy"):
+        raise unknown("column", column, known)
+    values = [value for row in rows if (value := measure(row, column)) is not None and math.isfinite(value)]
+    if log_y and min(values, default=0.0) < -ROUGHLY_ZERO * max(values, default=0.0):
+        raise BadInput("log_y", column, "a column without values below zero")
 
 
-def _hold(line: dict[float, float], grid: Vector) -> Vector:
-    """The line's last value at or before each point of the grid, which begins at or after the line does."""
-    x = np.array(sorted(line))
-    y = np.array([line[point] for point in x.tolist()])
-    held: Vector = y[np.searchsorted(x, grid, side="right") - 1]
-    return held
-
-
-def _save(figure: Figure, suffix: str, metadata: dict[str, None], file: BinaryIO) -> None:
-    figure.savefig(file, format=suffix, dpi=160, bbox_inches="tight", pad_inches=0.15, metadata=metadata)
-
-
-def _figure(rows: Sequence[Row], title: str, targets: Sequence[float] | None, x_axis: XAxis) -> Figure:
-    from matplotlib.figure import Figure
-
-    accuracy = has_accuracy(rows)
-    lines = curves(rows, x_axis, "test_accuracy" if accuracy else "upper_loss")
-    figure = Figure(figsize=(7.2, 4.5))
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=24, parse_math=False)
-    unit, label = _unit(lines, x_axis)
-    axes.set_xlabel(label, labelpad=7)
-    axes.set_ylabel("test accuracy" if accuracy or not rows else "upper loss", labelpad=7)
-    axes.grid(True, color="#e9e9e9", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=3, pad=4)
-    if not lines:
-        axes.set(xticks=[], yticks=[])
-        text = "no evaluations yet" if not rows else "nothing finite to show on these axes"
-        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_QUIET)
-        return figure
-    axes.text(0, 1.03, _subtitle(lines), transform=axes.transAxes, fontsize=9, color=_QUIET)
-    styles = {name: (_COLOURS[i % 7], _DASHES[i % 4]) for i, name in enumerate(runs(rows))}
-    for line in lines:
-        _draw_curve(axes, line, unit, *styles[line.algorithm])
-    _scale(axes, lines, unit, x_axis, accuracy)
-    levels = resolve_targets(rows, targets) if accuracy else []
-    _draw_targets(axes, levels, asked=targets is not None)
-    _draw_legend(axes, lines, styles, left=1.08 if levels else 1.03)
-    return figure
-
-
-def _draw_curve(axes: Axes, line: Curve, unit: float, colour: str, dashes: Any) -> None:
-    x = line.x / unit
-    if line.seeds > 1:
-        axes.fill_between(x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(x, line.mean, color=colour, linestyle=dashes, linewidth=1.9, solid_capstyle="round")
-    axes.plot(x[-1:], line.mean[-1:], "o", color=colour, markersize=4.5, clip_on=False, zorder=4)  # here it ends
-
-
-def _draw_targets(axes: Axes, targets: Sequence[float], asked: bool) -> None:
+def _draw_curve(axes: Axes, line: Curve, size: float, style: Style, log_x: bool) -> None:
+    """The median, thin where not every seed is there, its band, a dot at its end, and crosses where runs broke off."""
+    for piece in line.pieces:
+        here = piece.x > 0.0 if log_x else slice(None)
+        x, whole = piece.x[here] / size, piece.seeds == line.seeds
+        if line.seeds > 1:
+            shade = 0.16 if whole else 0.08
+            axes.fill_between(x, piece.low[here], piece.high[here], color=style.colour, alpha=shade, linewidth=0)
+        axes.plot(
+            *(x, piece.median[here]),
+            color=style.colour,
+            linestyle=style.dash,
+            linewidth=1.9 if whole else 0.9,
+            solid_capstyle="round",
+        )
+    drawn: dict[str, Any] = {"color": style.colour, "clip_on": False, "zorder": 4}
     low, high = axes.get_ylim()
-    if asked:  # a target that someone asked for is shown even where no run came near
-        low, high = min([low, *(0.99 * t for t in targets)]), max([high, *(1.01 * t for t in targets)])
-        axes.set_ylim(low, high)
+    for cross, value in line.crosses:
+        if not log_x or cross > 0.0:
+            axes.plot([cross / size], [min(max(value, low), high)], "x", markersize=8, markeredgewidth=2.2, **drawn)
+    end, value = line.end
+    if low <= value <= high and all(cross < end for cross, _ in line.crosses):
+        axes.plot([end / size], [value], "o", markersize=4.5, **drawn)
+
+
+def _draw_targets(axes: Axes, levels: Sequence[float]) -> None:
+    """A dotted line for each target within the frame, its value on the left, where no name stands."""
+    low, high = axes.get_ylim()
     labelled = -math.inf
-    for target in sorted(target for target in targets if target > low):
-        axes.axhline(target, color="#808080", linestyle=(0, (1, 2.2)), linewidth=0.9, zorder=1)
-        if target - labelled > 0.035 * (high - low):  # else the label would lie on the one below
-            axes.annotate(
-                f"{target:g}",
-                (1, target),
-                xycoords=axes.get_yaxis_transform(),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center_baseline",
-                fontsize=8,
-                color=_QUIET,
-            )
-            labelled = target
+    for level in sorted(level for level in levels if low <= level <= high):
+        axes.axhline(level, color="#808080", linestyle=(0, (1, 2.2)), linewidth=0.9, zorder=1)
+        height = axes.transAxes.inverted().transform(axes.transData.transform((0, level)))[1]
+        if height - labelled > 0.045:  # else the label would lie on the one below
+            place: Mapping[str, Any] = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+            axes.annotate(f"{level:g}", (0, level), xytext=(4, 3), fontsize=8, color=QUIET, zorder=5, bbox=box, **place)
+            labelled = height
 
 
-def _draw_legend(axes: Axes, lines: list[Curve], styles: dict[str, tuple[str, Any]], left: float) -> None:
-    """Beside the axes, where it covers no curve, in the order in which the curves end."""
-    from matplotlib.lines import Line2D
-
-    ordered = sorted(lines, key=lambda line: -line.mean[-1])
-    handles = []
-    for line in ordered:
-        colour, dashes = styles[line.algorithm]
-        handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=1.9))
-    legend = axes.legend(
-        handles,
-        [" "] * len(ordered),
-        loc="upper left",
-        bbox_to_anchor=(left, 1.02),
-        borderaxespad=0,
-        frameon=False,
-        handlelength=2.9,
-        labelspacing=0.65,
-    )
-    for text, line in zip(legend.get_texts(), ordered, strict=True):
-        text.set_parse_math(False)  # a name is a name, also with a dollar sign or a leading underscore
-        text.set_text(line.algorithm)
-
-
-def _subtitle(lines: list[Curve]) -> str:
+def _about(lines: Sequence[Curve]) -> str:
+    """What lines, bands, thin stretches and crosses mean, of those that this figure has."""
+    if not lines:
+        return ""
     seeds = sorted({line.seeds for line in lines})
-    if seeds == [1]:
-        return "one seed"
-    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"line: mean of {count} seeds; band: lowest to highest seed"
-
-
-def _unit(lines: list[Curve], x_axis: XAxis) -> tuple[float, str]:
-    """What to divide x by, and the label that says so."""
-    most = max((float(line.x[-1]) for line in lines), default=0.0)
-    if x_axis == "rounds":
-        return 1.0, "communication rounds"
-    if x_axis == "bytes":
-        units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-        size, name = next((unit for unit in units if most >= unit[0]), (1.0, "bytes"))
-        return size, f"communication of the whole federation, uplink + downlink ({name})"
-    size, name = next((u for u in ((3600.0, "hours"), (60.0, "minutes")) if most >= 2 * u[0]), (1.0, "seconds"))
-    return size, f"simulated time ({name})"
-
-
-def _scale(axes: Axes, lines: list[Curve], unit: float, x_axis: XAxis, accuracy: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    least, most = min(float(c.x[0]) for c in lines) / unit, max(float(c.x[-1]) for c in lines) / unit
-    least = min(least, 0.0)
-    axes.set_xlim(least, most + 0.02 * (most - least) if most > least else least + 1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=x_axis == "rounds", steps=[1, 2, 5, 10]))
-    low, high = min(float(c.low.min()) for c in lines), max(float(c.high.max()) for c in lines)
-    if accuracy:
-        if low >= 0.0 and high <= 1.0:  # room above and below, but none where no accuracy can be
-            pad = 0.04 * (high - low) or 0.02
-            axes.set_ylim(max(low - pad, -0.01), min(high + pad, 1.01))
-        return
-    if low > 0.0:
-        axes.set_yscale("log")
-        if high < 10.0 * low:  # within a decade plain numbers read better than powers of ten
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
-        return
-    sizes = np.abs(np.concatenate([np.concatenate([c.low, c.high]) for c in lines]))
-    if high > 0.0 and low >= -0.01 * high:  # runs into zero: linear around it, logarithmic above
-        smallest = max(float(sizes[sizes > 0.0].min()), 1e-8 * high)
-        threshold = 10.0 ** math.floor(math.log10(smallest))
-        axes.set_yscale("symlog", linthresh=threshold)
-        axes.set_ylim(2.0 * low, 2.0 * high)  # no room for negative powers that no run shows
-    # else a loss that goes well below zero: the linear scale
+    said = ["one seed"]
+    if seeds != [1]:
+        count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        bands = {"quartiles" if n >= QUARTILES_FROM else "lowest to highest" for n in seeds if n > 1}
+        band = bands.pop() if len(bands) == 1 else f"quartiles, of fewer than {QUARTILES_FROM} lowest to highest"
+        said = [f"median of {count} seeds; band: {band}"]
+    if any(piece.seeds < line.seeds for line in lines for piece in line.pieces):
+        said.append("thin: some seeds have ended")
+    if any(line.crosses for line in lines):
+        said.append("cross: ended early")
+    return "; ".join(said)

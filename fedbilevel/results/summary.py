@@ -1,44 +1,36 @@
-"""`summary.csv`: what each algorithm spent until a target accuracy, and where it ended, over its seeds."""
+"""`summary.csv`: what each algorithm spent until it met a target, and where it ended, over all its seeds."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedbilevel.errors import BadInput
 from fedbilevel.results.files import PathLike, write_whole
-from fedbilevel.results.history import Row, number
+from fedbilevel.results.history import COLUMNS, Row, number
+from fedbilevel.results.spread import Spread, spread
+from fedbilevel.results.targets import SPENT, Target, measured, resolve_targets
 
-SUMMARY_COLUMNS: tuple[str, ...] = (
-    "algorithm",
-    "target_accuracy",
-    "seeds",
-    "seeds_reached",
-    "rounds_mean",
-    "rounds_std",
-    "uplink_bytes_mean",
-    "uplink_bytes_std",
-    "downlink_bytes_mean",
-    "downlink_bytes_std",
-    "simulated_seconds_mean",
-    "simulated_seconds_std",
-    "final_accuracy_mean",
-    "final_accuracy_std",
-    "best_accuracy_mean",
-    "final_upper_loss_mean",
-    "final_upper_loss_std",
-)
-_COSTS = {
+COSTS = {
     "rounds": "round",
     "uplink_bytes": "uplink_bytes",
     "downlink_bytes": "downlink_bytes",
     "simulated_seconds": "simulated_seconds",
+    "wall_seconds": "wall_seconds",
 }
-# Tried in turn: the levels that the field reports, then those of runs too short or too hard to get there.
-_LADDERS = ((0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (0.1, 0.2, 0.3, 0.4), (0.01, 0.02, 0.05))
+"""What is spent until a target, by its name in the summary: the column of the history that counts it."""
+FINALS = ("round", "wall_seconds", *(column for column in COLUMNS if column not in SPENT))
+"""The columns of the history whose last values are in every summary."""
+PARTS = ("", "_low", "_high")
+SUMMARY_COLUMNS: tuple[str, ...] = (
+    *("algorithm", "target_column", "target_direction", "target_threshold"),
+    *("seeds", "seeds_reached", "spread", "censored", "low_censored", "high_censored"),
+    *(f"{name}{part}" for name in COSTS for part in PARTS),
+    *(f"final_{column}{part}" for column in FINALS for part in PARTS),
+    *(f"best_test_accuracy{part}" for part in PARTS),
+)
+"""The columns of every summary; the final values of other measures that the runs have follow: `final_metric_*`."""
 
 
 def runs(rows: Iterable[Row]) -> dict[str, dict[object, list[Row]]]:
@@ -52,82 +44,122 @@ def runs(rows: Iterable[Row]) -> dict[str, dict[object, list[Row]]]:
     return grouped
 
 
-def has_accuracy(rows: Iterable[Row]) -> bool:
-    """Whether the problem of these rows measures an accuracy."""
-    return any(row.get("test_accuracy") is not None for row in rows)
+def summarise(rows: Sequence[Row], targets: Sequence[float | Target] | None = None) -> list[dict[str, object]]:
+    """One row per algorithm (in order of first appearance) and target, with the keys `SUMMARY_COLUMNS`.
 
+    A run arrives where the straight line between two evaluations meets the target, at its first evaluation if that
+    one meets it already. `rounds`, bytes and seconds are the median over *all* seeds of what was spent until there;
+    `*_low` and `*_high` the quartiles of four seeds and more, the lowest and the highest of fewer, as `spread` says. A
+    seed that never arrived counts as later than its last row and than every seed that did: where the median falls on
+    such a seed, `censored` is true and the value is what it had spent at its end, of which the median is more;
+    `low_censored` and `high_censored` say the same of `*_low` and `*_high`. A column in which an algorithm never has a
+    value leaves its costs empty.
 
-def resolve_targets(rows: Sequence[Row], targets: Sequence[float] | None) -> list[float]:
-    """The target accuracies to report: those given, in their order; for None, common levels that some run reached.
+    `final_*` are the values at the ends of the runs, `final_round` and `final_wall_seconds` where these are, and
+    `best_test_accuracy` the highest accuracy of each run, all as median and spread over the seeds.
 
-    Raises `BadInput` for a target outside (0, 1].
+    `targets=None` takes common accuracies that some run reached. Where there is no target, an algorithm has one row,
+    with nothing about arrivals. Raises `BadInput` for a bare number that is no accuracy.
     """
-    if targets is not None:
-        for target in targets:
-            if not 0.0 < target <= 1.0:
-                raise BadInput("targets", target, "accuracies above 0 and up to 1")
-        return list(dict.fromkeys(float(target) for target in targets))
-    best = _best(rows)
-    for ladder in _LADDERS:
-        if reached := [target for target in ladder if best is not None and best >= target]:
-            return reached
-    return []
+    levels: list[Target | None] = [*resolve_targets(rows, targets)] or [None]
+    more = [column for column in measured(rows) if column not in COLUMNS]
+    lines = []
+    for algorithm, by_seed in runs(rows).items():
+        seeds = list(by_seed.values())
+        ends = _ends(seeds, more)
+        lines += [{"algorithm": algorithm, **_arrivals(seeds, level), **ends} for level in levels]
+    return lines
 
 
-def summarise(rows: Sequence[Row], targets: Sequence[float] | None = None) -> list[dict[str, object]]:
-    """One row per algorithm (in order of first appearance) and target accuracy, with the keys `SUMMARY_COLUMNS`.
-
-    A run reaches a target at its first evaluation with `test_accuracy >= target`; rounds, bytes and simulated seconds
-    are those of that evaluation. Means and sample standard deviations (n - 1) are over the seeds that reached it: None
-    if none did, and no deviation if only one did. The final and best values are over all seeds of the algorithm.
-
-    `targets=None` takes common levels that some run reached. Where there is no target (none reached, or a problem
-    without accuracy) an algorithm has one row: `target_accuracy` and `seeds_reached` are None, and rounds, bytes and
-    seconds are those of the whole run.
-    """
-    levels: list[float | None] = [None]
-    if has_accuracy(rows):
-        levels = [*resolve_targets(rows, targets)] or [None]
-    return [
-        _line(algorithm, list(by_seed.values()), level) for algorithm, by_seed in runs(rows).items() for level in levels
-    ]
-
-
-def write_summary(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write the rows of `summarise` as csv, whole or not at all; None becomes an empty field.
+def write_summary(path: PathLike, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the rows of `summarise` as csv, whole or not at all; None becomes an empty field, a truth true or false.
 
     Raises `BadInput` if the file cannot be written.
     """
+    write_whole(path, summary_text(rows).encode())
+
+
+def summary_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """The rows of `summarise` as csv: `SUMMARY_COLUMNS`, and whatever else the rows have."""
+    columns = list(dict.fromkeys([*SUMMARY_COLUMNS, *(key for row in rows for key in row)]))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, SUMMARY_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
+    return text.getvalue()
 
 
-def _line(algorithm: str, by_seed: list[list[Row]], target: float | None) -> dict[str, object]:
-    stops = [run[-1] if target is None else _crossing(run, target) for run in by_seed]
-    reached = [row for row in stops if row is not None]
-    line: dict[str, object] = {
-        "algorithm": algorithm,
-        "target_accuracy": target,
-        "seeds": len(by_seed),
-        "seeds_reached": None if target is None else len(reached),
-    }
-    for name, column in _COSTS.items():
-        line |= _spread(name, [number(row, column) for row in reached])
-    line |= _spread("final_accuracy", [_last(run, "test_accuracy") for run in by_seed])
-    line["best_accuracy_mean"] = _spread("best", [_best(run) for run in by_seed])["best_mean"]
-    line |= _spread("final_upper_loss", [_last(run, "upper_loss") for run in by_seed])
+def _arrivals(seeds: list[list[Row]], target: Target | None) -> dict[str, object]:
+    line: dict[str, object] = dict.fromkeys(SUMMARY_COLUMNS[1 : SUMMARY_COLUMNS.index("final_round")])
+    line["seeds"] = len(seeds)
+    if target is None:
+        return line
+    line |= {"target_column": target.column, "target_direction": target.direction, "target_threshold": target.threshold}
+    if not measured([row for run in seeds for row in run], [target.column]):
+        return line
+    places = [_arrival(run, target) for run in seeds]
+    line["seeds_reached"] = sum(place is not None for place in places)
+    for name, column in COSTS.items():
+        arrived = [cost for place in places if place and (cost := _cost(*place, column)) is not None]
+        ends = [number(run[-1], column) for run, place in zip(seeds, places, strict=True) if place is None]
+        found = spread(arrived, [end for end in ends if end is not None])
+        line |= _parts(name, found)
+        if found is not None:
+            line["spread"] = found.kind
+            line["censored"], line["low_censored"] = found.median.censored, found.low.censored
+            line["high_censored"] = found.high.censored
     return line
 
 
-def _crossing(run: list[Row], target: float) -> Row | None:
+def _arrival(run: list[Row], target: Target) -> tuple[Row, Row, float] | None:
+    """Two rows and the share of the way from one to the other at which a run meets the target; None if it never does.
+
+    The way is straight between evaluations that follow each other and are finite; else it is the later of the two.
+    """
+    before: tuple[Row, float] | None = None
     for row in run:
-        accuracy = number(row, "test_accuracy")
-        if accuracy is not None and accuracy >= target:
-            return row
+        value = number(row, target.column)
+        if value is None:
+            continue
+        if target.met(value):
+            if before is not None and math.isfinite(before[1]) and math.isfinite(value):
+                return before[0], row, _share(before[1], value, target.threshold)
+            return row, row, 1.0
+        before = row, value
     return None
+
+
+def _share(start: float, end: float, level: float) -> float:
+    """How far from start to end the level lies, from 0 to 1."""
+    scale = max(abs(start), abs(end))  # else a difference may overflow
+    return (level / scale - start / scale) / (end / scale - start / scale)
+
+
+def _cost(before: Row, row: Row, share: float, column: str) -> float | None:
+    start, end = number(before, column), number(row, column)
+    if start is None or end is None:
+        return end
+    return end if share == 1.0 else start + share * (end - start)
+
+
+def _ends(seeds: list[list[Row]], more: Sequence[str]) -> dict[str, object]:
+    line: dict[str, object] = {}
+    for column in FINALS:
+        line |= _parts(f"final_{column}", _over(_last(run, column) for run in seeds))
+    line |= _parts("best_test_accuracy", _over(map(_best, seeds)))
+    for column in more:
+        line |= _parts(f"final_{column}", _over(_last(run, column) for run in seeds))
+    return line
+
+
+def _over(values: Iterable[float | None]) -> Spread | None:
+    return spread([value for value in values if value is not None])
+
+
+def _parts(name: str, found: Spread | None) -> dict[str, object]:
+    amounts = (None, None, None) if found is None else (found.median.value, found.low.value, found.high.value)
+    return {f"{name}{part}": amount for part, amount in zip(PARTS, amounts, strict=True)}
 
 
 def _last(run: list[Row], column: str) -> float | None:
@@ -138,19 +170,3 @@ def _best(run: Sequence[Row]) -> float | None:
     """The highest accuracy; an evaluation that gave NaN counts only if there is no other."""
     values = [value for row in run if (value := number(row, "test_accuracy")) is not None]
     return max((v for v in values if not math.isnan(v)), default=values[0] if values else None)
-
-
-def _spread(name: str, values: list[float | None]) -> dict[str, object]:
-    known = [value for value in values if value is not None]
-    mean = deviation = None
-    if known and all(map(math.isfinite, known)):
-        mean = statistics.mean(known)
-        if len(known) > 1:
-            try:
-                deviation = statistics.stdev(known)
-            except OverflowError:
-                deviation = math.inf
-    elif known:
-        mean = sum(known) / len(known)
-        deviation = math.nan if len(known) > 1 else None
-    return {f"{name}_mean": mean, f"{name}_std": deviation}

@@ -16,6 +16,7 @@ from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.results.models import has_model, write_model
+from fedbilevel.results.targets import hold_targets, measured
 from server.grids.engines import Carrier, in_process, opened
 from server.running.checkpoints import Checkpoint, Checkpoints
 from server.running.plan import Job, fingerprint, plan, resolved
@@ -199,7 +200,17 @@ class Experiment:
 
     def finish(self) -> list[dict[str, object]]:
         """Write the summary and the figures from the rows so far; returns the summary's rows."""
-        return self.directory.finish(self.history(), self.config.title, self.config.run.targets)
+        unfinished = {(job.label, job.seed) for job in self.pending()}
+        return self.directory.finish(self.history(), self.config.title, self.config.run.targets, unfinished)
+
+    def look_over(self) -> None:
+        """Raises BadInput for a target in whose column no algorithm has had a value.
+
+        Said when each has been evaluated after a step: what the clients of a method measure is not known before.
+        """
+        begun = {label for (label, _), rows in self.rows.items() if len(rows) > 1}
+        if begun == set(self.config.algorithms):
+            hold_targets(self.config.run.targets, measured(self.history()))
 
 
 def _agree(rows: Sequence[Row], checkpoint: Checkpoint) -> bool:
@@ -231,8 +242,10 @@ class Record:
         self._rows[:] = [row for row in self._rows if int(str(row["iteration"])) <= end]
 
     def row(self, row: Row) -> None:
-        """Take up a row."""
+        """Take up a row. Raises BadInput as `Experiment.look_over` does."""
         self._rows.append(row)
+        if len(self._rows) == 2:
+            self._experiment.look_over()
         self._experiment.observer.row(self.job, row)
 
     def say(self, text: str) -> None:

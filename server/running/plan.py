@@ -8,16 +8,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fedbilevel.config.build import defaults, needs_data
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, DataTable, ProblemTable, header_of, write
 from fedbilevel.config.validation import typed, unknown_key
 from fedbilevel.data import partition_parameters
 from fedbilevel.errors import BadInput
+from fedbilevel.problem import Problem
+from fedbilevel.results.history import SOLUTION_COLUMNS
+from fedbilevel.results.targets import Target, column_of, hold_targets
+from fedbilevel.tasks import is_local
 from fedbilevel.user_files import names_file, source_of
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
-from server.running.run import Run
+from server.running.run import Run, initial
+from server.running.solution import every
 
 
 @dataclass(frozen=True)
@@ -175,8 +182,10 @@ def fingerprint(config: Config) -> str:
 
 def check_problem(jobs: Iterable[Job]) -> None:
     """Build the problem of every seed and hold every job against it. Raises BadInput."""
-    for job in jobs:
+    for number, job in enumerate(jobs):
         problem = job.setup().problem()
+        if number == 0:
+            _check_targets(job, problem)
         job.entry.hold(problem, f"algorithms.{job.label}")
         try:
             job.run().check(problem, job.options)
@@ -186,6 +195,20 @@ def check_problem(jobs: Iterable[Job]) -> None:
                 raise
             raise BadInput(job.key(option), error.value, error.allowed) from error
         _check_indices(job)
+
+
+def _check_targets(job: Job, problem: Problem) -> None:
+    """Hold the targets against what is measured; of a local lower level, its methods tell. Raises BadInput."""
+    targets, start = job.config.run.targets or (), initial(problem, job.seed)
+    if every(job.config.run.solution_every, problem, *start) == 0:
+        for position, target in enumerate(targets):
+            if isinstance(target, Target) and target.column in SOLUTION_COLUMNS:
+                allowed = "a column that is measured here, and the lower level is not solved: see run.solution_every"
+                raise BadInput(f"run.targets[{position}].column", target.column, allowed)
+    if targets and not is_local(problem):
+        with torch.no_grad():
+            names = problem.evaluate(*start)
+        hold_targets(targets, ["upper_loss", "lower_loss", *map(column_of, names)])
 
 
 def _check_indices(job: Job) -> None:

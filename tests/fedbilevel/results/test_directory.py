@@ -10,7 +10,8 @@ import pytest
 
 from fedbilevel.errors import BadInput
 from fedbilevel.results import RunDirectory
-from tests.fedbilevel.results.rows import rising
+from fedbilevel.results.targets import Target
+from tests.fedbilevel.results.rows import rising, row
 
 
 def test_a_new_directory_is_made_with_its_parents_and_is_empty(tmp_path):
@@ -79,8 +80,32 @@ def test_a_finished_run_has_every_file_of_the_contract(tmp_path):
         "config.toml",
         "history.csv",
         "summary.csv",
-        *(f"{x}_vs_accuracy.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg")),
+        *(f"{x}_vs_accuracy.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg", "pdf")),
     }
     before = {p.name: p.read_bytes() for p in made.path.iterdir()}
     made.finish(made.read_history(), "Digits", [0.5])
     assert {p.name: p.read_bytes() for p in made.path.iterdir()} == before
+
+
+def test_figures_are_named_after_what_they_show_and_targets_of_other_columns_have_their_own(tmp_path):
+    rows = [row("a", 0, turn, loss=1.0 / (1 + turn), metric_gap=2.0 - turn) for turn in range(3)]
+    targets = [Target(column=c, at_most=0.5) for c in ("metric_gap", "upper_loss", "metric_none")]
+    made = RunDirectory.create(tmp_path / "run")
+    assert not made.is_finished(rows, targets)
+    made.finish(rows, "Quadratic", targets)
+    stems = ("rounds_vs_upper_loss", "bytes_vs_upper_loss", "rounds_vs_metric_gap")
+    drawn = {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")}
+    assert {p.name for p in made.path.iterdir()} == {"summary.csv", *drawn}
+    assert made.is_finished(rows, targets)
+    for name in ("summary.csv", "rounds_vs_metric_gap.pdf", "bytes_vs_upper_loss.svg"):
+        content = (made.path / name).read_bytes()
+        (made.path / name).unlink()
+        assert not made.is_finished(rows, targets)
+        (made.path / name).write_bytes(content)
+
+
+def test_before_the_first_evaluation_there_is_nothing_to_draw(tmp_path):
+    made = RunDirectory.create(tmp_path / "run")
+    assert made.finish([], "Digits", [0.5]) == []
+    assert [p.name for p in made.path.iterdir()] == ["summary.csv"]
+    assert made.is_finished([])
