@@ -36,4 +36,4 @@ SOLVERS: dict[str, Options] = {
     "momentum": {"inner_solver": "momentum", "local_steps": 200, "lower_step": 1.0},
     "newton": NEWTON,
 }
-"""Every inner solver of the implicit methods, with enough steps to the minimum of losses that bend by at most 1."""
+"""Every inner solver of the implicit methods, with steps enough for the minimum of losses of curvature at most 1."""
