@@ -150,9 +150,12 @@ class TaskOracle:
         yield self._flowed(name, "dense flow of the head", T, found, expected)
 
     def _flowed(self, name: str, reference: str, T: float, found: Tensor, expected: Callable[[int], Tensor]) -> Finding:
-        """Where the flow meets kinks (ReLU) the reference too is known only to some digits."""
-        fine = expected(FINE)
-        known = relative(expected(FINE // 2), fine)
+        """Twice the reference's steps, up to FINE, until they change little; at kinks (ReLU) they go on doing so."""
+        steps = FINE // 4
+        coarse, fine = expected(steps), expected(2 * steps)
+        while (known := relative(coarse, fine)) > SOLVER / 1000 and 2 * steps < FINE:
+            steps *= 2
+            coarse, fine = fine, expected(2 * steps)
         said = f"{reference} to T = {T:g}" + (f", which is known to {known:.0e}" if 10 * known > SOLVER else "")
         return Finding(name, said, relative(found, fine), max(SOLVER, 10 * known))
 

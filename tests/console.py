@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from experiments.cli import main
 from fedbilevel.results import read_history
 
@@ -60,9 +62,16 @@ def rows(folder):
     return [{k: v for k, v in row.items() if k != "wall_seconds"} for row in read_history(Path(folder) / "history.csv")]
 
 
-def process(*arguments, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "experiments.cli", *map(str, arguments)]
+def process(*arguments, first="", **more):
+    """A process of the command line, with as many threads as this one: its floats are to be the same.
+
+    first: what it does before, in Python.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    code = f"{first}\nimport sys\nfrom experiments.cli import main\nsys.exit(main())"
+    started = ["-c", code] if first else ["-m", "experiments.cli"]
+    command = [sys.executable, *started, *map(str, arguments)]
     # a shell without job control lets what it starts in the background ignore Ctrl-C, and children inherit that
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, **more)
 

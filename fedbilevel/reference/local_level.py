@@ -17,7 +17,7 @@ from fedbilevel.problem import Examples
 from fedbilevel.tasks import TaskProblem, Tasks
 
 FINE = 100
-"""Runge-Kutta steps of the flow."""
+"""The most Runge-Kutta steps of the flow."""
 _ROWS = 600
 """Rows of dense Hessians, of one task or of several, that are computed together."""
 

@@ -15,8 +15,9 @@ from fedbilevel.config.tables import check, read
 from fedbilevel.data import load
 from server.kit import algorithm as table
 from server.running.plan import plan
+from tests.console import ROOT
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def block(language: str, holds: str) -> str:
@@ -53,7 +54,8 @@ def test_the_algorithm_file_is_found_and_converges(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(table, "_TABLE", dict(table.algorithms()))
     exec(compile(block("python", '"single-loop"'), "README", "exec"), module.__dict__)
     assert table.find("single-loop").summary.startswith("One step on y, v and x")
-    result = simulate("quadratic", "single-loop", iterations=1500, lower_step=0.8, upper_step=0.02, dtype="float64")
+    steps = {"lower_step": 0.8, "upper_step": 0.02}
+    result = simulate("quadratic", "single-loop", iterations=1500, evaluate_every=500, dtype="float64", **steps)
     assert result.history[-1]["round"] == 1500
     assert float(str(result.history[-1]["metric_distance"])) < 1e-6
 
@@ -74,4 +76,4 @@ def test_every_algorithm_has_its_line() -> None:
 
 def test_the_commands_name_files_that_exist() -> None:
     for path in re.findall(r"experiments/configs/\w+\.toml", README):
-        assert read(Path(__file__).parent.parent / path)
+        assert read(ROOT / path)

@@ -12,8 +12,9 @@ from fedbilevel.config.tables import check, read, write
 from fedbilevel.results import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import check_problem, plan, resolved
+from tests.console import ROOT
 
-CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.toml"))
+CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.toml"))
 
 
 def needs_data(config: Path) -> None:
@@ -30,7 +31,7 @@ def test_the_configs_are_there() -> None:
 def test_a_committed_config_runs_shortened(path: Path, tmp_path: Path) -> None:
     needs_data(path)
     config = read(path)
-    changes = [f"run.seeds={config.run.seeds[:1]}", "run.rounds=20", "run.evaluate_every=5"]
+    changes = [f"run.seeds={config.run.seeds[:1]}", "run.rounds=20", "run.evaluate_every=10"]
     if "tasks_per_client" in config.options:
         changes += ["options.evaluation_tasks=10", "options.tasks_per_client=1"]
     shorter = read(path, changes)

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import csv
 import os
-import pty
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import server.running.experiment
-import server.running.plan
 from experiments.cli import main
 from experiments.progress import Display, Lines
-from tests.console import FILES, config, process, refused, rows, tree, wait_for
+from tests.console import FILES, config, refused, rows, tree
 
-LONG = ["--set", "run.iterations=150", "--set", "run.seeds=[0]"]
+KILLED = (2, 5, 8, 13)
+"""The iterations, over all runs, after which the disk is looked at."""
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quick(monkeypatch)
+
+
+def quick(patch):
+    """No power is cut here: nobody waits for the disk."""
+    patch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -31,10 +34,45 @@ def _saved_at_every_step(monkeypatch):
     monkeypatch.setattr(server.running.experiment, "WRITE_SECONDS", 0.0)
 
 
-def whole(out="whole"):
-    """The rows of an uninterrupted run."""
-    assert main(["run", config(), "--out", out]) == 0
-    return rows(out)
+def in_place(patch, folder):
+    """Work in this folder, and write files at every step."""
+    patch.chdir(folder)
+    patch.setattr(server.running.experiment, "WRITE_SECONDS", 0.0)
+    quick(patch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an uninterrupted run, beside which lies N what was on the disk after N iterations."""
+    folder, done = tmp_path_factory.mktemp("whole"), []
+
+    def copy(self, *arguments):
+        done.append(arguments)
+        if len(done) in KILLED:
+            shutil.copytree("whole", str(len(done)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_place(patch, folder)
+        patch.setattr(Lines, "stepped", copy)
+        assert main(["run", config(), "--out", "whole"]) == 0
+    return folder / "whole"
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A run directory in which the first run was interrupted."""
+    folder, stops = tmp_path_factory.mktemp("cut"), iter([None] * 3 + [KeyboardInterrupt])
+
+    def stop(self, *arguments):
+        if error := next(stops):
+            raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        in_place(patch, folder)
+        patch.setattr(Lines, "stepped", stop)
+        assert main(["run", config(), "--out", "a"]) == 130
+    assert Path(folder, "a/checkpoints/aggitd-0.pt").is_file()
+    return folder / "a"
 
 
 def summary(out):
@@ -51,8 +89,10 @@ def summary(out):
     ("moment", "count"),
     [("row", 1), ("row", 2), ("row", 9), ("stepped", 1), ("stepped", 8), ("started", 3), ("ended", 1), ("ended", 4)],
 )
-def test_an_interruption_at_any_moment_leaves_everything_and_resume_completes_it(capsys, monkeypatch, moment, count):
-    expected = whole()
+def test_an_interruption_at_any_moment_leaves_everything_and_resume_completes_it(
+    capsys, monkeypatch, whole, moment, count
+):
+    expected = rows(whole)
     left = [count]
     original = getattr(Display, moment)
 
@@ -72,81 +112,17 @@ def test_an_interruption_at_any_moment_leaves_everything_and_resume_completes_it
     assert main(["resume", "a"]) == 0
     assert rows("a") == expected
     assert {path.name for path in Path("a").iterdir()} == FILES
-    assert summary("a") == summary("whole")
+    assert summary("a") == summary(whole)
 
 
 @pytest.mark.usefixtures("_saved_at_every_step")
-@pytest.mark.parametrize("count", [2, 5, 8, 13])
-def test_resume_from_what_lies_on_the_disk_at_any_step_as_after_a_kill(monkeypatch, count):
-    left = [count]
-
-    def copy(self, job, iteration, rounds):
-        left[0] -= 1
-        if left[0] == 0:
-            shutil.copytree("whole", "killed")
-
-    monkeypatch.setattr(Lines, "stepped", copy)
-    expected = whole()
+@pytest.mark.parametrize("count", KILLED)
+def test_resume_from_what_lies_on_the_disk_at_any_step_as_after_a_kill(whole, count):
+    shutil.copytree(whole.with_name(str(count)), "killed")
+    expected = rows(whole)
     assert rows("killed") != expected
     assert main(["resume", "killed"]) == 0
     assert rows("killed") == expected
-
-
-@pytest.mark.slow
-def test_signals_end_a_process_and_resume_completes_it():
-    path = config()
-    assert main(["run", path, "--out", "whole", *LONG]) == 0
-    expected = rows("whole")
-    for name, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
-        out = Path(name.name)
-        running = process("run", path, "--out", out, *LONG, stdout=subprocess.DEVNULL)
-        wait_for(lambda out=out: any(out.glob("checkpoints/*.pt")))
-        running.send_signal(name)
-        _, said = running.communicate(timeout=60)
-        assert running.returncode == status
-        assert said.decode() == (
-            "" if name == signal.SIGKILL else f"fedbilevel: interrupted; go on with: {resume(out)}"
-        )
-        assert 0 < len(rows(out)) < len(expected)
-        assert main(["resume", str(out)]) == 0
-        assert rows(out) == expected
-
-
-def resume(out):
-    return f"fedbilevel resume {out}\n"
-
-
-def test_ctrl_c_before_a_run_begins_is_quiet_too(capsys, monkeypatch):
-    def interrupt(jobs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(server.running.plan, "check_problem", interrupt)
-    assert main(["run", config(), "--out", "a"]) == 130
-    assert capsys.readouterr().err == "fedbilevel: interrupted\n"
-    assert not Path("a").exists()
-
-
-def test_a_terminal_is_left_clean_after_ctrl_c():
-    controller, terminal = pty.openpty()
-    running = process("run", config(), "--out", "a", *LONG, stdout=terminal, stdin=terminal)
-    os.close(terminal)
-    wait_for(Path("a/history.csv").is_file)
-    shown = b""
-    while b"150 iterations" not in shown:
-        shown += os.read(controller, 65536)
-    running.send_signal(signal.SIGINT)
-    try:
-        while part := os.read(controller, 65536):
-            shown += part
-    except OSError:  # the other side is closed
-        pass
-    os.close(controller)
-    assert b"interrupted; go on with" in running.communicate(timeout=60)[1]
-    assert running.returncode == 130
-    assert b"aggitd, seed 0" in shown
-    assert b"upper loss" in shown
-    assert b"run 1 of 2" in shown
-    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") >= 0  # the cursor is back
 
 
 # ---- failures ----
@@ -174,8 +150,8 @@ def runs(found):
     return {(row["algorithm"], row["seed"]) for row in found}
 
 
-def test_a_finished_run_says_so_and_lacking_figures_are_drawn(capsys):
-    whole("a")
+def test_a_finished_run_says_so_and_lacking_figures_are_drawn(capsys, whole):
+    shutil.copytree(whole, "a")
     before = tree("a")
     capsys.readouterr()
     assert main(["resume", "a"]) == 0
@@ -207,16 +183,14 @@ def history(text):
         (history(lambda text: text.replace("aggitd,0,2,", "aggitd,0,x,")), "column iteration: got 'x'"),
     ],
 )
-@pytest.mark.usefixtures("_saved_at_every_step")
 @pytest.mark.parametrize("command", ["resume", "report"])
-def test_directories_that_are_none_or_damaged(capsys, monkeypatch, command, damage, said):
-    interrupted(monkeypatch)
+def test_directories_that_are_none_or_damaged(capsys, cut, command, damage, said):
+    shutil.copytree(cut, "a")
     damage()
     line = refused(capsys, command, "a")
     assert said in line
 
 
-@pytest.mark.usefixtures("_saved_at_every_step")
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -230,33 +204,19 @@ def test_directories_that_are_none_or_damaged(capsys, monkeypatch, command, dama
         (lambda path: history(lambda text: text.replace("aggitd,0,2,", "aggitd,0,0,"))(), "row 3: got (0,"),
     ],
 )
-def test_what_cannot_be_resumed(capsys, monkeypatch, damage, said):
-    interrupted(monkeypatch)
+def test_what_cannot_be_resumed(capsys, cut, damage, said):
+    shutil.copytree(cut, "a")
     damage(Path("a/checkpoints/aggitd-0.pt"))
     assert said in refused(capsys, "resume", "a")
 
 
 @pytest.mark.usefixtures("_saved_at_every_step")
-def test_a_run_without_its_checkpoint_or_with_lost_rows_starts_over(monkeypatch):
-    expected = whole()
-    interrupted(monkeypatch)
+def test_a_run_without_its_checkpoint_or_with_lost_rows_starts_over(cut, whole):
+    expected = rows(whole)
+    shutil.copytree(cut, "a")
     history(lambda text: "".join(text.splitlines(keepends=True)[:2]))()
     shutil.copytree("a", "b")
     shutil.rmtree("b/checkpoints")
     for folder in ("a", "b"):
         assert main(["resume", folder]) == 0
         assert rows(folder) == expected
-
-
-def interrupted(monkeypatch):
-    """A run directory `a` in which the first run was interrupted."""
-    with monkeypatch.context() as patch:
-        stops = iter([None] * 3 + [KeyboardInterrupt])
-
-        def stop(self, *arguments):
-            if error := next(stops):
-                raise error
-
-        patch.setattr(Lines, "stepped", stop)
-        assert main(["run", config(), "--out", "a"]) == 130
-    assert Path("a/checkpoints/aggitd-0.pt").is_file()

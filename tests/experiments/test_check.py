@@ -1,0 +1,89 @@
+"""`fedbilevel check`: right estimators pass, a wrong derivative fails, and the rest is said in one line."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.check import run_check
+from fedbilevel.errors import BadInput
+from server.kit.algorithm import algorithms
+
+CONFIG = """
+run = {{ iterations = 1 }}
+algorithms.aggitd = {{}}
+[problem]
+name = "{problem}"
+"""
+WRONG = """
+from fedbilevel.problems import Quadratic
+
+
+class Wrong(Quadratic):
+    def {method}:
+        {body}
+
+
+def problem():
+    return Wrong(clients=3, dim_x=2, dim_y=4)
+"""
+
+
+def checked(path: Path | None) -> tuple[bool, str]:
+    text = io.StringIO()
+    return run_check(path, [], Console(file=text, width=200)), text.getvalue()
+
+
+def written(folder: Path, source: str) -> Path:
+    (folder / "wrong.py").write_text(source)
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(problem=f"{folder / 'wrong.py'}:problem"))
+    return config
+
+
+def test_every_estimator_passes_on_both_problems() -> None:
+    passed, text = checked(None)
+    assert passed
+    assert "quadratic: 10 clients" in text
+    assert "hyper_representation: 5 clients" in text
+    for name in ("aggitd, sum", "aggitd, warm start", "fednest, sum", "fednest-sgd, sum", "lfednest, sum"):
+        assert sum(line.strip().startswith(name) for line in text.splitlines()) == 2
+    assert text[: text.index("quadratic_tasks:")].count(" ok ") == 18
+    assert "FAILED" not in text
+    tasks = text[text.index("quadratic_tasks:") :].splitlines()
+    for name in algorithms("local"):
+        found = [line for line in tasks if line.split()[0].rstrip(",") == name]
+        assert found
+        assert all(any(said in line for said in (" ok ", "no dense reference", "does not solve")) for line in found)
+    for name in ("maml", "maml, truncation 2", "fomaml", "reptile", "memfbo"):
+        assert any(line.strip().startswith(name) and " ok " in line for line in tasks)
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        (
+            "lower_hvp(self, x, y, v, prepared, weights)",
+            "import torch; return torch.einsum('...n,...nij,...j->...i', weights, prepared['A'], v) * 1.0001",
+        ),
+        (
+            "cross_vjp(self, x, y, v, examples, prepared, weights)",
+            "import torch; return torch.einsum('n,nij,i->j', weights, examples['B'], v)",
+        ),
+        ("upper_gradient_x(self, x, y, examples, prepared, weights)", "return weights @ examples['d']"),
+    ],
+    ids=["hessian off by 1e-4", "cross product with the wrong sign", "direct gradient without a term"],
+)
+def test_a_wrong_closed_form_fails(tmp_path: Path, method: str, body: str) -> None:
+    passed, text = checked(written(tmp_path, WRONG.format(method=method, body=body)))
+    assert not passed
+    assert any("fednest, sum" in line and "FAILED" in line for line in text.splitlines())
+
+
+def test_a_lower_level_without_a_minimum_is_refused(tmp_path: Path) -> None:
+    body = "return -super().lower(x, y, examples)"
+    with pytest.raises(BadInput, match="strongly convex"):
+        checked(written(tmp_path, WRONG.format(method="lower(self, x, y, examples)", body=body)))
