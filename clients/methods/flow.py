@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from clients.methods.method import Settings
 from clients.methods.stability import UnstableFlow, Watch
@@ -130,6 +129,8 @@ def solve(
     """
     if start == end:
         return state
+    from torchdiffeq import odeint  # brings scipy, which takes every process of a run a third of a second
+
     times = torch.tensor([start, end], dtype=torch.float64, device=state.device)
     if o["solver"] != "dopri5":
         grid = torch.linspace(start, end, steps + 1, dtype=torch.float64, device=state.device)

@@ -36,6 +36,9 @@ def machines() -> Iterator[tuple[Cluster, dict[str, str]]]:
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # a machine that dies is missed within a second, not within many
+        "RAY_health_check_initial_delay_ms": "500",
+        "RAY_health_check_period_ms": "200",
         "FEDBILEVEL_TEST": uuid.uuid4().hex,
     }
     with pytest.MonkeyPatch.context() as patch:

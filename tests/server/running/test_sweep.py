@@ -102,14 +102,14 @@ def kill_federations() -> list[int]:
 def test_a_run_whose_process_dies_every_time_fails_alone(cluster: Cluster, tmp_path: Path) -> None:
     tables = {
         **PARTIAL,
-        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 3000, "evaluate_every": 10**6},
+        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 1000, "evaluate_every": 10**6},
         "options": {"upper_step": 0.05},
         "algorithms": {"victim": {"algorithm": "memfbo"}, "joint": {}},
     }
 
     class Killer(Events):
         def stepped(self, job: Job, iteration: int, rounds: int) -> None:
-            if job.label == "victim" and iteration < 3000:
+            if job.label == "victim" and iteration < 1000:
                 kill_federations()
 
     killer = Killer()
