@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROUGHLY_ZERO = 0.01
 """The share of the highest value by which a loss may lie below zero and still be taken for one that runs into it."""
-_SETTLED = 0.15  # of its x, after which a curve's values bear on the range of a linear axis: before, all curves rush
+_SETTLED = 0.15  # of all x, after which values bear on the range of a linear axis: before, all curves rush
 _DIVERGED = 10.0  # times the largest start: a logarithmic axis goes no further up
 
 
@@ -80,10 +80,10 @@ def scale_y(axes: Axes, lines: Sequence[Curve], column: str, log: bool | None, m
 
 
 def _linear(axes: Axes, lines: Sequence[Curve], marks: Sequence[float], accuracy: bool) -> None:
-    """Limits that hold the medians once they have settled, the spread at the ends, and the marks."""
+    """Limits that hold the medians once they have settled, all ends with their spread, and the marks."""
     shown: list[Vector] = [np.array(marks)]
+    start, end = min(line.start[0] for line in lines), max(line.end[0] for line in lines)
     for line in lines:
-        (start, _), (end, _) = line.start, line.end
         shown += [piece.median[piece.x >= start + _SETTLED * (end - start)] for piece in line.pieces]
         shown += [line.pieces[-1].low[-1:], line.pieces[-1].high[-1:]]
     values = np.concatenate(shown)

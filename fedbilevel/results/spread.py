@@ -60,6 +60,4 @@ def _quantile(ranked: Sequence[Amount], q: float) -> Amount:
     if weight == 0.0:
         return a
     b = ranked[below + 1]
-    if a.value == b.value:  # also where both are infinite
-        return Amount(a.value, b.censored)
     return Amount((1.0 - weight) * a.value + weight * b.value, b.censored)

@@ -37,7 +37,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert said.err == ""
     assert "algorithm" in said.out
-    names = {"memory.csv", "memory_vs_inner_steps.png", "memory_vs_inner_steps.svg"}
+    names = {"memory.csv", *(f"memory_vs_inner_steps.{kind}" for kind in ("png", "svg", "pdf"))}
     assert {path.name for path in Path("one").iterdir()} == names
     assert all(Path("one", name).read_bytes() == Path("two", name).read_bytes() for name in names)
     with open("one/memory.csv") as file:

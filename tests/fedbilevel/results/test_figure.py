@@ -232,6 +232,9 @@ def test_the_rush_at_the_start_does_not_set_the_range():
     """From round 15 of 100 on the curve runs from 0.9 to 0.98; a twentieth of 0.08 stands above and below."""
     axes = limits(run("a", 0, [(0, 0.1), (10, 0.8), (15, 0.9), (100, 0.98)]), "test_accuracy")
     assert axes.get_ylim() == pytest.approx((0.896, 0.984))
+    short = run("b", 0, [(0, 0.1), (4, 0.91), (5, 0.92)])
+    rows = [*run("a", 0, [(0, 0.1), (10, 0.8), (15, 0.9), (100, 0.98)]), *short]
+    assert limits(rows, "test_accuracy").get_ylim() == pytest.approx((0.896, 0.984))
     assert limits(run("a", 0, [(0, 0.1), (100, 0.98)]), "test_accuracy", marks=[0.5]).get_ylim()[0] < 0.5
 
 
