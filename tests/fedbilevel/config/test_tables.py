@@ -80,6 +80,8 @@ def file(tmp_path, text=QUADRATIC):
         ("algorithms", {}, "algorithms: got {}; allowed: at least one table"),
         ("algorithms.aggitd", 3, "algorithms.aggitd: got 3; allowed: a table"),
         ("algorithms.", {}, "algorithms: got ''; allowed: names of 1 to 80 printable characters"),
+        ("algorithms." + "x" * 81, {"algorithm": "joint"}, "xx'; allowed: names of 1 to 80 printable characters"),
+        ("algorithms.a\tb", {"algorithm": "joint"}, "algorithms: got 'a\\tb'; allowed: names of 1 to 80 printable"),
         ("title", "a\nb", "title: got 'a\\nb'; allowed: one line of printable characters"),
         ("options", [1], "options: got [1]; allowed: a table"),
         ("options.lower_step", "fast", "options.lower_step: got 'fast'; allowed: a number of at least 0 (beta: step"),
@@ -108,6 +110,11 @@ def test_what_is_refused_and_in_which_words(path, value, line):
         plan(check(tables(path, value)))
     assert line in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_label_may_have_eighty_characters() -> None:
+    (_, job) = plan(check(tables("algorithms." + "é" * 80, {"algorithm": "joint"})))
+    assert job.label == "é" * 80
 
 
 def test_dates_are_refused_where_anything_else_goes(tmp_path):

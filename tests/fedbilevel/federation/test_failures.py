@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from clients.operations import first_order, oracles
 from fedbilevel import ClientData, RunFailed, simulate
 from fedbilevel.errors import ClientFailed, NonFinite
-from tests.federations import PROBLEM
+from tests.federations import PROBLEM, X, Y, federation
 
 
 class Fragile:
@@ -73,6 +74,15 @@ def test_a_mean_that_is_not_finite_is_named() -> None:
     assert str(caught.value).endswith(": the mean is not finite")
     assert isinstance(caught.value, RunFailed)
     assert [row["iteration"] for row in caught.value.history] == [0]
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_every_output_of_every_operation_is_looked_at(bad: float) -> None:
+    """Here it is the second output of the second operation: gy at z."""
+    fed = federation()
+    fed.mean(oracles.lower_gradient, x=X, y=Y)
+    with pytest.raises(NonFinite, match=r"^operation penalty_gradients, round 2: the mean is not finite$"):
+        fed.mean(oracles.lower_gradient, first_order.penalty_gradients, x=X, y=Y, z=Y * bad, penalty=1.0)
 
 
 def test_a_loss_that_is_not_finite_is_named_and_the_rows_so_far_are_kept() -> None:

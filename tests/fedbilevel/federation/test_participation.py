@@ -57,6 +57,17 @@ def test_resampling_for_a_purpose_is_independent() -> None:
     assert abs(np.mean(overlaps) - 5 * 5 / 20) < 0.2
 
 
+def test_the_servers_own_draws_are_keyed_by_seed_iteration_and_purpose() -> None:
+    def draw(seed: int, iteration: int, purpose: str) -> float:
+        fed = sampling(3, seed=seed)
+        fed.begin(iteration)
+        return float(fed.random(purpose).random())
+
+    keys = [(0, 5, "index"), (1, 5, "index"), (0, 6, "index"), (0, 5, "other")]
+    assert len({draw(*key) for key in keys}) == 4
+    assert draw(*keys[0]) == draw(*keys[0])
+
+
 @pytest.mark.parametrize("size", [None, 20, 25])
 def test_everybody_takes_part_unless_fewer_are_asked_for(size: int | None) -> None:
     assert set(sets_of(sampling(20, clients_per_round=size), 5)) == {tuple(range(20))}
@@ -78,6 +89,7 @@ def test_only_available_clients_are_asked() -> None:
         everyone.resample("again")
         assert np.array_equal(everyone.sampled, present)
     assert len(sets) == 50
+    assert not sets & set(sets_of(sampling(200, systems=systems, seed=5), 50))
     assert abs(np.mean(share) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 10_000)
 
 
