@@ -22,6 +22,7 @@ import grpc
 import ray
 
 from fedbilevel.errors import BadInput, RunFailed
+from server.grids import credentials
 from server.grids import warden as warden_script
 
 PROBE_SECONDS = 5.0
@@ -29,6 +30,9 @@ PROBE_SECONDS = 5.0
 
 END_SECONDS = 5.0
 """How long the processes of a private Ray may take to end by themselves."""
+
+LONGEST_PARENT = 24
+"""Letters of the folder that Ray's scratch folder may lie in: names of sockets, 82 letters longer, have at most 107."""
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -45,9 +49,9 @@ def processors() -> int:
 def connected(address: str | None = None, *, cpus: int = 1) -> Iterator[None]:
     """Have Ray while this lasts.
 
-    address: None starts a private Ray with at least this many CPUs, and no process of it survives the end; "host:port"
-    or "auto" joins a cluster, which goes on afterwards. A Ray that this process has initialised before is used as it
-    is, and stays.
+    address: None starts a private Ray with at least this many CPUs, which nobody can join who has not its token, and
+    no process of it survives the end; "host:port" or "auto" joins a cluster, which goes on afterwards, with the token
+    that the environment names. A Ray that this process has initialised before is used as it is, and stays.
 
     Raises BadInput for an address where no Ray answers, RunFailed if a private one does not start.
     """
@@ -82,22 +86,24 @@ def _joined(options: dict[str, Any], address: str) -> Iterator[None]:
 def _private(options: dict[str, Any], cpus: int) -> Iterator[None]:
     try:
         try:
-            _init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+            with credentials.fresh_token():
+                _init(address="local", num_cpus=cpus, include_dashboard=False, **options)
         except Exception as error:
             raise RunFailed(f"Ray does not start: {type(error).__name__}: {error}") from error
         yield
     finally:
         _end()
+        credentials.read_again()
 
 
 def _init(**options: Any) -> None:
-    """Call `ray.init` without its noise; it replaces the process's SIGTERM handler, which is put back."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    """Call `ray.init` without its noise; the process's environment and SIGTERM handler are put back as they were."""
+    variables: dict[str, str | None] = {name: os.environ.get(name, value) for name, value in _QUIET.items()}
+    variables["PYTHONBREAKPOINT"] = os.environ.get("PYTHONBREAKPOINT")  # Ray puts a debugger of its own there
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        with warnings.catch_warnings():
+        with credentials.environment(variables), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(**options)
         # Ray prints every death of a worker on the driver's terminal, whatever it is told of logging
@@ -112,15 +118,20 @@ def _init(**options: Any) -> None:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
-    """A scratch folder with a short name, since Ray's sockets lie in it."""
-    parent = tempfile.gettempdir()
-    folder = os.path.realpath(tempfile.mkdtemp(prefix="fb-ray-", dir=parent if len(parent) < 30 else "/tmp"))
+    """A scratch folder with a short name, since Ray's sockets lie in it.
+
+    Ray lets everybody write into the folder that it is given: that one lies in a folder which is this user's alone.
+    """
+    parent = os.path.realpath(tempfile.gettempdir())
+    if len(parent) > LONGEST_PARENT:
+        parent = os.path.realpath("/tmp")
+    folder = tempfile.mkdtemp(prefix="fb-ray-", dir=parent)
     # a driver that is killed cannot tidy up, and Ray's agents outlive it by a minute; Ctrl-C spares the warden
     warden = subprocess.Popen(
         [sys.executable, "-I", "-S", warden_script.__file__, folder], stdin=subprocess.PIPE, start_new_session=True
     )
     try:
-        yield folder
+        yield os.path.join(folder, "r")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         warden.communicate()
@@ -200,10 +211,15 @@ def _probe(address: str) -> None:
     except OSError as error:
         said = error.strerror or str(error)
         raise BadInput("ray_address", address, f"{allowed}, and nothing answers there ({said})") from None
-    channel = grpc.insecure_channel(found, options=[("grpc.enable_http_proxy", 0)])
-    try:
-        grpc.channel_ready_future(channel).result(PROBE_SECONDS)
-    except grpc.FutureTimeoutError:
-        raise BadInput("ray_address", address, f"{allowed}, and what answers there is not Ray") from None
-    finally:
-        channel.close()
+    with grpc.insecure_channel(found, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(PROBE_SECONDS)
+            cluster_id = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+            cluster_id(b"", timeout=PROBE_SECONDS, metadata=credentials.metadata())
+        except grpc.FutureTimeoutError:
+            raise BadInput("ray_address", address, f"{allowed}, and what answers there is not Ray") from None
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                token = "its token in the environment (RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)"
+                raise BadInput("ray_address", address, f"the address of a Ray cluster, with {token}") from None
+            # what else a cluster may say of this, `ray.init` will say better

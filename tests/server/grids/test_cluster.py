@@ -1,21 +1,27 @@
-"""Ray itself: addresses, and nothing of a private one is left behind."""
+"""Ray itself: addresses, who may join a private one, and nothing of it is left behind."""
 
 import csv
+import os
+import re
 import signal
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
+from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
 from fedbilevel import simulate
 from fedbilevel.errors import BadInput
 from server.grids import cluster
 from server.grids.cluster import _alive, _family
 from tests.flower import processes_with
-from tests.scripts import watched
+from tests.histories import assert_same
+from tests.scripts import script, watched
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,8 +58,71 @@ def test_an_address_without_ray_is_refused_within_seconds(monkeypatch: pytest.Mo
             assert str(refused.value).startswith(expected)
 
 
+# --- who may join ---
+
+JOINS = """
+import ray
+try:
+    ray.init(address="ADDRESS", log_to_driver=False)
+    print("joined")
+except ConnectionError:
+    print("refused")
+"""
+
+SIMULATES = """
+from fedbilevel import BadInput, simulate
+try:
+    print(len(simulate("quadratic", "aggitd", iterations=2, engine="ray", workers=1, ray_address="ADDRESS").history))
+except BadInput as error:
+    print(error)
+"""
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_private_ray_is_joined_with_its_token_alone() -> None:
+    """Ray's ports are open on all interfaces. No file below its folder holds the token, and nobody else may enter."""
+    before = dict(os.environ)
+    with cluster.connected(cpus=2):
+        assert dict(os.environ) == before
+        token = AuthenticationTokenLoader.instance().get_raw_token()
+        assert re.fullmatch("[0-9a-f]{64}", token)
+        node = ray._private.worker._global_node
+        folder = Path(node.temp_dir)
+        assert mode(folder.parent) == 0o700
+        files = [path for path in folder.parent.rglob("*") if path.is_file()]
+        assert len(files) > 5
+        assert not any(token.encode() in path.read_bytes() for path in files)
+
+        wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+        right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        asked = [(JOINS, {}), (JOINS, wrong), (SIMULATES, wrong), (SIMULATES, right)]
+        patient = {"RAY_NUM_REDIS_GET_RETRIES": "2"}  # of twenty tries, a second each
+        processes = [
+            script(code.replace("ADDRESS", node.gcs_address), **patient, **environment) for code, environment in asked
+        ]
+        try:
+            said = [process.communicate(timeout=90)[0].splitlines()[-1] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        says = f"ray_address: got '{node.gcs_address}'; allowed: the address of a Ray cluster, with its token"
+        assert said[2].startswith(says)
+        assert [*said[:2], said[3]] == ["refused", "refused", "3"]
+        expected = simulate("quadratic", "aggitd", iterations=2, dtype="float64")
+        found = simulate("quadratic", "aggitd", iterations=2, dtype="float64", engine="ray", workers=2, threads=1)
+        assert_same(found.history, expected.history)
+    assert dict(os.environ) == before
+    assert get_authentication_mode() == AuthenticationMode.DISABLED
+    assert not AuthenticationTokenLoader.instance().has_token()
+
+
+# --- nothing is left behind ---
+
 FINISHES_AND_FAILS = """
-import os, signal
+import os, ray, secrets, signal
 from fedbilevel import RunFailed, simulate
 from fedbilevel.problems import Quadratic
 
@@ -63,6 +132,9 @@ class Broken(Quadratic):
             raise ValueError("not here")
         return super().lower(x, y, examples)
 
+tokens, token_hex = [], secrets.token_hex
+secrets.token_hex = lambda size: tokens.append(token_hex(size)) or tokens[-1]
+before = dict(os.environ)
 print(len(simulate("quadratic", "aggitd", iterations=2, engine="ray", workers=2).history))
 broken = Broken(clients=4)
 broken.here = os.getpid()
@@ -71,6 +143,8 @@ try:
 except RunFailed as error:
     print(error)
 print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+changed = {name for name in {*os.environ, *before} if os.environ.get(name) != before.get(name)}
+print(len(set(tokens)), changed - {"TORCHINDUCTOR_CACHE_DIR"})  # which torch sets
 """
 
 GOES_ON = """
@@ -111,7 +185,7 @@ def test_a_finished_and_a_failed_run_leave_nothing_and_say_nothing() -> None:
         assert list(scratch.glob("fb-ray-*")) == []
         assert processes_with(mark) == {}
     failed = "aggitd, seed 0, iteration 0: client 0, operation losses, round 0: ValueError: not here"
-    assert out.splitlines() == ["3", failed, "True"]
+    assert out.splitlines() == ["3", failed, "True", "2 set()"]
 
 
 @pytest.mark.parametrize(
