@@ -22,6 +22,8 @@ from fedbilevel.strict import MOST, PositiveInt, Strict
 from fedbilevel.user_files import located, names_file
 
 Batch = Literal["full"] | PositiveInt
+LONGEST = 200
+"""Characters of a title."""
 DEEPEST = 20
 """Tables and lists within each other."""
 Seed = Annotated[int, Field(ge=0, lt=2**62)]
@@ -120,8 +122,8 @@ class Config(Strict):
     @field_validator("title")
     @classmethod
     def _plain_title(cls, title: str) -> str:
-        if not title.isprintable() or len(title) > 200:
-            raise ValueError("one line of at most 200 printable characters")
+        if not title.isprintable() or len(title) > LONGEST:
+            raise ValueError(f"one line of printable characters, at most {LONGEST} of them")
         return title
 
 
@@ -177,7 +179,8 @@ def _tell(tables: dict[str, Any], told: Mapping[tuple[str, ...], str]) -> None:
     title = tables.get("title", Config.model_fields["title"].default)
     if isinstance(title, str) and ("title",) not in told:
         changes = [text for path, text in told.items() if path[0] not in ("run", "engine")]
-        tables["title"] = "; ".join([title, *(text if text.isprintable() else repr(text) for text in changes)])
+        whole = "; ".join([title, *(text if text.isprintable() else repr(text) for text in changes)])
+        tables["title"] = whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 3]}..."
 
 
 def _assignment(override: str) -> tuple[list[str], Any]:

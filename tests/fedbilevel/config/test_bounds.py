@@ -46,7 +46,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("problem.weights=" + str([1e-300] + [1e300] * 9), "problem.weights"),
         ("run." + ".".join(["a"] * 3000) + "=1", "at most 20 levels"),
         ("options.local_steps=" + "[" * 400 + "]" * 400, "at most 20 levels"),
-        ("title='" + "x" * 100_000 + "'", "at most 200 printable characters"),
+        ("title='" + "x" * 100_000 + "'", "one line of printable characters, at most 200 of them"),
     ],
 )
 def test_beyond_any_sense(override: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

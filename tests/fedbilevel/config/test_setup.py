@@ -79,10 +79,14 @@ def test_the_dtype_of_the_run_is_the_problems() -> None:
         assert built.test_input.dtype == built.clients.lower.values["input"].dtype == dtype
 
 
-def test_a_problem_without_data_ignores_the_seed_and_refuses_the_table() -> None:
+def test_a_problem_without_data_has_the_seed_of_the_run_or_its_own_and_refuses_the_table() -> None:
     quadratic = {"name": "quadratic", "clients": 3, "dim_x": 2}
-    first, second = (Setup.of(config(problem=quadratic, data=None), "joint", seed).problem() for seed in (0, 1))
+    fixed = {**quadratic, "seed": 5}
+    first, second = (Setup.of(config(problem=fixed, data=None), "joint", seed).problem() for seed in (0, 1))
     assert first is second
+    for seed in (5, 6):
+        same = Setup.of(config(problem=quadratic, data=None), "joint", seed).problem().clients.lower.values["A"]
+        assert torch.equal(same, Quadratic(clients=3, dim_x=2, seed=seed).clients.lower.values["A"].to(same))
     assert isinstance(first, Quadratic)
     assert (len(first.clients), first.dim_x, first.dim_y) == (3, 2, 8)
     with pytest.raises(BadInput, match=r"^data: got 'a table'; allowed: no table \[data\]: problem quadratic takes no"):

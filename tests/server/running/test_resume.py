@@ -107,11 +107,11 @@ def test_an_interruption_at_any_moment_leaves_everything_and_resume_completes_it
     assert status == 130
     said = capsys.readouterr().err
     assert said == "fedbilevel: interrupted; go on with: fedbilevel resume a\n"
-    assert {path.name for path in Path("a").iterdir()} - {"checkpoints"} == FILES
+    assert {path.name for path in Path("a").iterdir()} - {"checkpoints", "models"} == FILES
     assert rows("a") == [row for row in expected if row in rows("a")]
     assert main(["resume", "a"]) == 0
     assert rows("a") == expected
-    assert {path.name for path in Path("a").iterdir()} == FILES
+    assert {path.name for path in Path("a").iterdir()} == FILES | {"models"}
     assert summary("a") == summary(whole)
 
 
