@@ -156,6 +156,27 @@ def test_a_label_that_names_no_file_is_refused_under_the_key_that_was_typed(tmp_
         plan(read(path))
 
 
+def test_a_file_may_hand_one_of_ours_on(tmp_path: Path) -> None:
+    """By the name of the factory that it imports."""
+    (tmp_path / "own.py").write_text("from server.algorithms.implicit.fednest import fednest\n")
+    found, ours = (simulate(PROBLEM, name, iterations=2) for name in ("own.py:fednest", "fednest"))
+    assert torch.equal(found.x, ours.x)
+
+
+def test_a_file_travels_to_clients_if_they_run_what_it_holds(tmp_path: Path) -> None:
+    file = own(tmp_path)
+    (sent,) = find("own.py:blended").client_files
+    assert (sent.path, sent.source) == (str(file), file.read_text())
+    (tmp_path / "method.py").write_text(METHOD)
+    assert [each.path for each in find("method.py:constant").client_files] == [f"{tmp_path}/method.py"]
+    before, _, after = file.read_text().partition("@operation")
+    imported = "from clients.operations.oracles import lower_gradient\n\n\n@algorithm"
+    plain = before + imported + after.partition("@algorithm")[2].replace(", blend=o.blend", "")
+    (tmp_path / "plain.py").write_text(plain)
+    follows(simulate(PROBLEM, "plain.py:blended", iterations=3), blend=0.0)  # only our own operations
+    assert find("plain.py:blended").client_files == find("fednest").client_files == ()
+
+
 # ---- its options ----
 
 
@@ -260,6 +281,7 @@ def test_a_method_of_local_adaptation_of_its_own(tmp_path: Path, workers: int) -
         ("own.py:x", "", "a file that enters an algorithm, a factory below @algorithm(...), and this one enters none"),
         ("own.py:blendd", None, "own.py:blended-descent (did you mean 'own.py:blended-descent'?)"),
         ("own.py:", None, "allowed: own.py:blended-descent"),
+        ("own.py:fednest", None, "allowed: own.py:blended-descent"),
         ("own.py:Options", None, "allowed: own.py:blended-descent"),
         ("own.py", None, "path/to/file.py:name"),
         ("aggitdd", None, "(did you mean 'aggitd'?)"),
