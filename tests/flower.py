@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -74,6 +75,8 @@ class Flower:
             "FLWR_LOCAL_CONTROL_API_PORT": control,
             "RAY_TMPDIR": str(home),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",  # as the README advises: the simulation's Ray listens on all interfaces
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "OMP_NUM_THREADS": "1",
         }
 

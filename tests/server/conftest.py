@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import secrets
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +30,24 @@ def identity() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def variables(values: dict[str, str]) -> Iterator[None]:
+    """Let Ray in this process have these variables in its environment while this lasts."""
+    from server.grids.credentials import read_again
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in values.items():
+                patch.setenv(name, value)
+            read_again()
+            yield
+    finally:
+        read_again()
+
+
 @pytest.fixture(scope="session")
 def machines() -> Iterator[tuple[Cluster, dict[str, str]]]:
-    """A Ray cluster of two machines on this one: a head with one CPU, and one with two; and their variables."""
+    """A Ray cluster of two machines on this one: a head with one CPU, and one with two; and the user's variables."""
     from ray.cluster_utils import Cluster
 
     environment = {
@@ -39,11 +56,11 @@ def machines() -> Iterator[tuple[Cluster, dict[str, str]]]:
         # a machine that dies is missed within a second, not within many
         "RAY_health_check_initial_delay_ms": "500",
         "RAY_health_check_period_ms": "200",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "FEDBILEVEL_TEST": uuid.uuid4().hex,
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+    with variables(environment):
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         made.add_node(num_cpus=2)
     try:
@@ -59,11 +76,8 @@ def cluster(machines: tuple[Cluster, dict[str, str]]) -> Iterator[Cluster]:
     from server.grids.cluster import connected
 
     made, environment = machines
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        with connected(made.address):
-            yield made
+    with variables(environment), connected(made.address):
+        yield made
 
 
 @pytest.fixture(scope="session")
