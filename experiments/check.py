@@ -120,6 +120,7 @@ class _Oracle:
                 y0=self.y,
                 trace=True,
                 evaluate_every=10**9,
+                solution_every=0,
                 **chosen,
             )
         assert result.trace is not None

@@ -25,7 +25,9 @@ from fedbilevel.problems.inspection import convert
 from fedbilevel.tasks import is_local
 
 GRADIENT_TOLERANCE = 1e-8
-"""y*(x) is found when the lower gradient has fallen to this part of what it is at the start of the run's y."""
+"""y*(x) is found when the lower gradient has fallen to this part of what it is at the start of the run's y, or at 0."""
+SHORTEST = 1e-13
+"""Or when Newton's step is this short, relative to y."""
 SYSTEM_TOLERANCE = 1e-10
 """v = H^-1 fy is found at this residual, relative to fy."""
 NEWTON_STEPS = 100
@@ -58,7 +60,7 @@ class Solution:
 class Solver:
     """Solves the pooled lower problem of all clients, in float64: by the problem's closed forms, else by Newton-CG.
 
-    y0: the start of the run's y, which gives the lower gradient its scale. What it finds is a function of its arguments
+    y0: the start of the run's y, which (or 0, where it is larger) gives the lower gradient its scale. What it finds is a function of its arguments
     alone, so that a run that was interrupted finds the same again.
     """
 
@@ -88,7 +90,8 @@ class Solver:
         pooled = Cohort(self._held, Draw(0, 0, "solution"), pooled=True)
         x, y, v, y0 = (each.to(pooled.device) for each in (x, y, v, self._y0))
         self._products = 0
-        y = self._minimise(pooled, x, y, float(pooled.lower_gradient(x, y0).norm()))
+        at_start = (float(pooled.lower_gradient(x, point).norm()) for point in (y0, torch.zeros_like(y0)))
+        y = self._minimise(pooled, x, y, max(filter(math.isfinite, at_start), default=0.0))
         v = self._solve(lambda u: pooled.hvp(x, y, u), pooled.upper_gradient_y(x, y), SYSTEM_TOLERANCE, v)
         h = pooled.upper_gradient_x(x, y) - pooled.cross_vjp(x, y, v)
         return Solution(float(pooled.losses("upper", x, y)), h.cpu(), y.cpu(), v.cpu())
@@ -104,6 +107,8 @@ class Solver:
                 break
             forcing = max(min(0.1, size / scale), 1e-3 * GRADIENT_TOLERANCE * scale / size)
             d = self._solve(functools.partial(pooled.hvp, x, y), -g, forcing, torch.zeros_like(g))
+            if float(d.norm()) <= SHORTEST * (1.0 + float(y.norm())):
+                return y  # the gradient is rounding
             slope, t = float(g @ d), 1.0
             while True:
                 moved = y + t * d

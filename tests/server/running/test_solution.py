@@ -174,6 +174,18 @@ def test_a_solution_does_not_depend_on_where_its_search_begins(quadratic: Quadra
         Solver(Saddle(quadratic), y).at(x, y)
 
 
+def test_a_run_that_starts_at_the_solution_has_a_scale_still(quadratic: Quadratic) -> None:
+    x, y = initial(quadratic, 0)
+    start = quadratic.lower_solution(x)
+    found = Solver(Opaque(quadratic), start).at(x, start)
+    assert found.value == pytest.approx(by_hand(quadratic, x.numpy())[0], rel=1e-12)
+    zero = torch.zeros_like(y)
+    with_zero = Quadratic(clients=1, noise=0.0, seed=1)
+    with_zero.clients.lower.values["b"].zero_()
+    assert Solver(Opaque(with_zero), torch.zeros(8)).at(torch.zeros(5), torch.zeros(8)).y.norm() <= 1e-12
+    assert Solver(Opaque(quadratic), zero).at(x, zero).value == pytest.approx(found.value, rel=1e-9)
+
+
 def test_a_local_lower_level_has_no_such_columns() -> None:
     assert not set(COLUMNS) & set(simulate("quadratic_tasks", "maml", iterations=1).history[0])
     with pytest.raises(BadInput, match=r"run\.solution_every: got 2; allowed: 0 where the lower level is local"):
