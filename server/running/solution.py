@@ -60,8 +60,8 @@ class Solution:
 class Solver:
     """Solves the pooled lower problem of all clients, in float64: by the problem's closed forms, else by Newton-CG.
 
-    y0: the start of the run's y, which (or 0, where it is larger) gives the lower gradient its scale. What it finds is a function of its arguments
-    alone, so that a run that was interrupted finds the same again.
+    y0: the start of the run's y; the lower gradient there, or at 0 where it is larger, is the scale of all. What it
+    finds is a function of its arguments alone, so that a run that was interrupted finds the same again.
     """
 
     def __init__(self, problem: Problem, y0: Tensor) -> None:
