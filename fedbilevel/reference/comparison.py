@@ -9,7 +9,7 @@ from torch import Tensor
 def relative(found: Tensor, reference: Tensor, *, zero: bool = False) -> float:
     """|found - reference| / |reference|, or |found| / |reference|; vectors or, for many tasks, their rows at once.
 
-    >>> relative(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
+    >>> relative(torch.tensor([3.0, 5.0]).double(), torch.tensor([3.0, 4.0]).double())
     0.2
     """
     difference = found if zero else found - reference
