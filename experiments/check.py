@@ -1,9 +1,14 @@
-"""`fedbilevel check`: every estimator's hypergradient against a dense solve, on a problem of one's own."""
+"""`fedbilevel check`: hypergradients against a dense solve, on a problem of one's own.
+
+Every estimator is run to its end and held to a bound. Beside them stand the config's own algorithms at their own
+settings, for information (`check_algorithms.py`). Local lower levels: `check_tasks.py`.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from experiments.check_tasks import relative, task_table
+from experiments.check_algorithms import OwnAlgorithms, OwnError, OwnMethods
+from experiments.check_tasks import TaskOracle
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, check, read
+from fedbilevel.errors import BadInput
 from fedbilevel.problem import Problem
+from fedbilevel.reference.comparison import relative
 from fedbilevel.reference.global_level import Implicit, Losses, cross, hessian, lower_solution
-from fedbilevel.tasks import is_local
+from fedbilevel.tasks import TaskProblem, is_local
+from server.running.plan import Job, check_problem, plan
 from server.running.run import initial
 from server.running.simulation import simulate
 
@@ -54,40 +63,97 @@ class Finding:
         return self.error <= self.allowed
 
 
-def run_check(path: Path | None, overrides: list[str], console: Console) -> bool:
+def run_check(path: Path | None, overrides: Sequence[str], console: Console) -> bool:
     """Check the problem of a config, or problems that come with the project; print a table for each.
 
-    Returns whether every estimator is within its bound. Raises BadInput.
+    With a config a second table shows the error of each of its own algorithms as it is set, which is for information:
+    it fails only where there is no finite direction.
+
+    Returns whether nothing failed. Raises BadInput, also for overrides without a config, and for an algorithm or an
+    option that a run of the config would refuse.
     """
     if path is None:
+        if overrides:
+            raise BadInput("--set", " ".join(overrides), "a config to override")
         common = {"run": {"iterations": 1, "dtype": "float64"}, "algorithms": {"aggitd": {}}}
-        configs = [check({**common, **tables}) for tables in OWN_PROBLEMS]
-    else:
-        configs = [read(path, [*overrides, "run.dtype=float64"])]
-    passed = [_table(config, console) for config in configs]
-    return all(passed)
+        passed = [_tables(check({**common, **tables}), [], console) for tables in OWN_PROBLEMS]
+        return all(passed)
+    config = read(path, [*overrides, "run.dtype=float64"])
+    jobs = [job for job in plan(config) if job.seed == config.run.seeds[0]]
+    check_problem(jobs)
+    return _tables(config, jobs, console)
 
 
-def _table(config: Config, console: Console) -> bool:
-    problem = Setup.of(config, "check", config.run.seeds[0]).problem()
+def _tables(config: Config, jobs: Sequence[Job], console: Console) -> bool:
+    """Print the table of the estimators, and of the config's own algorithms if there are any."""
+    name, seed = Path(config.problem.name).name, config.run.seeds[0]  # of a file of one's own not the folders
+    problem = Setup.of(config, "check", seed).problem()
     if is_local(problem):
-        return task_table(config.problem.name, problem, config.run.seeds[0], console)
-    oracle = _Oracle(problem, config.run.seeds[0], console)
+        return _of_tasks(name, problem, seed, jobs, console)
+    return _of_clients(name, problem, seed, jobs, console)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text.rstrip(), highlight=False, soft_wrap=True, markup=False)
+
+
+def _of_clients(name: str, problem: Problem, seed: int, jobs: Sequence[Job], console: Console) -> bool:
+    """The tables where the lower level is the clients' common one."""
+    oracle = _Oracle(problem, seed, console)
     m, dx, dy = len(problem.clients), len(oracle.x), len(oracle.y)
-
-    def line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    line(f"{config.problem.name}: {m} clients, x [{dx}], y [{dy}], float64, full batch, at y*(x0)")
-    line(f"  lower level: mu = {oracle.dense.smallest:.3g}, L = {oracle.dense.largest:.3g}")
-    line(f"  {'estimator':32} {'terms':>6} {'relative error':>15} {'allowed':>9}        against")
+    _line(console, f"{name}: {m} clients, x [{dx}], y [{dy}], float64, full batch, at y*(x0)")
+    _line(console, f"  lower level: mu = {oracle.dense.smallest:.3g}, L = {oracle.dense.largest:.3g}")
+    _line(console, f"  {'estimator':33} {'terms':>5} {'error':>8} {'allowed':>8}        against")
     passed = True
-    for finding in oracle.findings():
-        passed = passed and finding.passed
-        verdict = "ok" if finding.passed else "FAILED"
-        row = f"  {finding.estimator:32} {finding.terms:>6} {finding.error:15.1e} {finding.allowed:9.1e} {verdict:6}"
-        line(f"{row} {finding.reference}")
-    line("  bome, fedavg-alternating and joint have no estimator of the hypergradient: biased by design")
+    for found in oracle.findings():
+        passed = passed and found.passed
+        row = f"  {found.estimator:33} {found.terms:>5} {found.error:8.1e} {found.allowed:8.1e}"
+        _line(console, f"{row} {'ok' if found.passed else 'FAILED':6} {found.reference}")
+    _line(console, "  bome, fedavg-alternating and joint have no estimator of the hypergradient: biased by design")
+    if not jobs:
+        return passed
+    own = OwnAlgorithms(problem, oracle.x, oracle.y, oracle.dense.h, oracle.bias)
+    said = "this config's algorithms as they are set, one iteration from (x0, y*(x0)): |h - h*| / |h*|"
+    return _own(said, jobs, own.errors, console) and passed
+
+
+def _of_tasks(name: str, problem: TaskProblem, seed: int, jobs: Sequence[Job], console: Console) -> bool:
+    """The tables where every client has tasks of its own."""
+    with console.status("dense derivatives"):
+        oracle = TaskOracle(problem, seed)
+    m, tasks, dy = len(problem.clients), len(oracle.batch), len(oracle.x)
+    _line(console, f"{name}: {m} clients, {tasks} tasks, y [{dy}], float64, at x0")
+    _line(console, f"  support losses: eigenvalues from {oracle.smallest:.3g} to {oracle.largest:.3g}")
+    _line(console, f"  {'method':32} {'error':>8} {'allowed':>8}        against")
+    passed = True
+    for found in oracle.findings():
+        passed = passed and found.passed
+        verdict, numbers = "", " " * 17
+        if found.error is not None:
+            verdict, numbers = "ok" if found.passed else "FAILED", f"{found.error:8.1e} {found.allowed:8.1e}"
+        _line(console, f"  {found.estimator:32} {numbers} {verdict:6} {found.reference}")
+    if not jobs:
+        return passed
+    own = OwnMethods(oracle)
+    said = f"this config's algorithms as they are set, on these {tasks} tasks: |h - h*| / |h*|"
+    return _own(said, jobs, own.errors, console) and passed
+
+
+def _own(said: str, jobs: Sequence[Job], errors: Callable[[Job], Iterable[OwnError]], console: Console) -> bool:
+    """Print the table of the config's own algorithms. Returns whether none failed."""
+    _line(console, f"  {said}")
+    _line(console, "  (no bound; run.batch, run.gradient_batch, run.clients_per_round and [systems] are ignored)")
+    width, passed = min(32, max(9, *(len(job.label) for job in jobs))), True
+    _line(console, f"  {'algorithm':{width}} {'error':>8}  with")
+    for job in jobs:
+        with console.status(job.label):
+            found = list(errors(job))
+        for each in found:
+            passed = passed and not each.failed
+            number = "FAILED" if each.failed else "-" if each.error is None else f"{each.error:.1e}"
+            _line(console, f"  {each.label:{width}} {number:>8}  {each.notes[0]}")
+            for note in each.notes[1:]:
+                _line(console, f"  {'':{width}} {'':8}  {note}")
     return passed
 
 
@@ -169,19 +235,29 @@ class _Oracle:
             which = "Q" if name == "aggitd" else "N'"
             yield Finding(f"{name}, sample, mean over all {which}", str(N), f"the sum of {N} terms", error, 1e-12)
 
-    def _local(self) -> Finding:
+    @functools.cached_property
+    def _own_solutions(self) -> tuple[Tensor, float, float]:
+        """The mean of the clients' own hypergradients, and the least and the largest eigenvalue of their Hessians."""
         h = torch.zeros_like(self.x)
         smallest, largest = math.inf, 0.0
         for client in self.everyone:
             own = Implicit.of(Losses.of(self.problem, np.array([client])), self.x, self.y)
             smallest, largest = min(smallest, own.smallest), max(largest, own.largest)
             h += float(self.problem.clients.weights[client]) * own.h
+        return h, smallest, largest
+
+    @property
+    def bias(self) -> float:
+        """How far the mean of the clients' own hypergradients is off."""
+        return relative(self._own_solutions[0], self.dense.h)
+
+    def _local(self) -> Finding:
+        h, smallest, largest = self._own_solutions
         lam = 2.0 / (largest + smallest)
         N = self._terms(lam, smallest, largest)
         rate = max(abs(1 - lam * smallest), abs(1 - lam * largest))
         estimate = self.estimate("lfednest", neumann_step=lam, neumann_terms=N, lower_rounds=1)
-        bias = relative(h, self.dense.h)
-        reference = f"dense solve per client (bias against the true one: {bias:.1e})"
+        reference = f"dense per client (bias {self.bias:.1e})"
         return Finding("lfednest, sum", str(N), reference, relative(estimate, h), TOLERANCE + 100 * rate**N)
 
     def _penalty(self) -> Iterator[Finding]:
@@ -201,5 +277,5 @@ class _Oracle:
                 errors.append(relative(h, self.dense.h))
             first, second = errors
             label = f"{name}, penalty {PENALTIES[1]:g}"
-            reference = f"a tenth of its error at penalty {PENALTIES[0]:g} ({first:.1e})"
+            reference = f"a tenth of {first:.1e} at penalty {PENALTIES[0]:g}"
             yield Finding(label, str(R), reference, second, 0.15 * first)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from clients.methods import methods
@@ -16,10 +15,12 @@ from clients.tasks import TaskBatch
 from fedbilevel import randomness
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import map_examples
+from fedbilevel.reference.comparison import relative
 from fedbilevel.reference.local_level import FINE, DenseTasks
 from fedbilevel.tasks import TaskProblem
-from server.kit.algorithm import algorithms
+from server.kit.algorithm import Entry, algorithms
 from server.kit.meta import TaskOptions
+from server.kit.options import Options
 from server.running.run import initial
 
 CLIENTS, PER_CLIENT = 3, 2
@@ -75,11 +76,20 @@ class TaskOracle:
         entry = algorithms("local")[name]
         fields = entry.options.model_fields
         options = entry.parse({key: value for key, value in wanted.items() if key in fields})
-        assert isinstance(options, TaskOptions)
-        x, settings = entry.factory(options).init(self.x, self.y).x, options.settings()
+        x, settings = self.start(entry, options)
         with torch.no_grad():
-            gradient = methods()[name].meta_gradient(self.batch, x, settings)[0]
-            return gradient, methods()[name].adapt(self.batch, x, settings).y, settings
+            return self.gradient(entry, options), methods()[name].adapt(self.batch, x, settings).y, settings
+
+    def start(self, entry: Entry, options: Options) -> tuple[Tensor, dict[str, Any]]:
+        """The x that an algorithm begins with, and what its clients read of its options."""
+        assert isinstance(options, TaskOptions)
+        return entry.factory(options).init(self.x, self.y).x, options.settings()
+
+    def gradient(self, entry: Entry, options: Options) -> Tensor:
+        """The meta-gradients [B, dx] of an algorithm with these options."""
+        x, settings = self.start(entry, options)
+        with torch.no_grad():
+            return methods()[entry.name].meta_gradient(self.batch, x, settings)[0]
 
     def findings(self) -> Iterator[Finding]:
         """Every method, one after another."""
@@ -138,36 +148,40 @@ class TaskOracle:
     def head(self, name: str) -> Iterator[Finding]:
         """COMLN: the sensitivity of the flow of the head alone, and the derivative in the logarithm of its horizon."""
         found, _, o = self.run(name, ode_steps=40)
-        T, problem = o["local_steps"] * o["lower_step"], self.problem
+        T = o["local_steps"] * o["lower_step"]
+        yield self._flowed(name, "dense flow of the head", T, found, self.flowing_head(T))
+
+    def flowing_head(self, T: float) -> Callable[[int], Tensor]:
+        """The dense meta-gradient [B, d + 1] of the flow of the head to T and in log T, by its number of steps."""
         one: Any = map_examples(lambda t: t[0], self.batch.tasks.support)
-        width = problem.features(self.x, one["input"]).shape[1]  # type: ignore[attr-defined]  # it has a head
-        moving = problem.classes * (width + 1)  # type: ignore[attr-defined]
+        width = self.problem.features(self.x, one["input"]).shape[1]  # type: ignore[attr-defined]  # it has a head
+        moving = self.problem.classes * (width + 1)  # type: ignore[attr-defined]
 
         def expected(steps: int) -> Tensor:
             in_x, in_T = self.dense.flow(T, moving, steps)
             return torch.cat([in_x, T * in_T[:, None]], 1)
 
-        yield self._flowed(name, "dense flow of the head", T, found, expected)
+        return expected
 
     def _flowed(self, name: str, reference: str, T: float, found: Tensor, expected: Callable[[int], Tensor]) -> Finding:
-        """Twice the reference's steps, up to FINE, until they change little; at kinks (ReLU) they go on doing so."""
-        steps = FINE // 4
-        coarse, fine = expected(steps), expected(2 * steps)
-        while (known := relative(coarse, fine)) > SOLVER / 1000 and 2 * steps < FINE:
-            steps *= 2
-            coarse, fine = fine, expected(2 * steps)
+        fine, known = settled(expected)
         said = f"{reference} to T = {T:g}" + (f", which is known to {known:.0e}" if 10 * known > SOLVER else "")
         return Finding(name, said, relative(found, fine), max(SOLVER, 10 * known))
 
-    def penalty(self, name: str) -> Iterator[Finding]:
-        """MemFBO: the error falls as 1/penalty, so ten times the penalty leaves a tenth.
+    def minimum(self, lam: float) -> tuple[Tensor, Tensor]:
+        """The minimisers of `L(y) + (lam/2) |y - x|^2` [B, d], and the tasks [B] that have one where L is smooth.
 
-        A minimiser on a kink (ReLU) has no implicit gradient: Newton's method does not end there, and it is left out.
+        On a kink (ReLU) Newton's method does not end, and where lam is too small it may end at no minimum.
         """
-        lam, errors = self.proximal, []
         y = self.dense.minimiser(lam)
         slope = self.dense.gradient("lower", y) + lam * (y - self.dense.x)
-        smooth = torch.linalg.vector_norm(slope, dim=-1) <= 1e-9 * (1 + lam * torch.linalg.vector_norm(y, dim=-1))
+        ended = torch.linalg.vector_norm(slope, dim=-1) <= 1e-9 * (1 + lam * torch.linalg.vector_norm(y, dim=-1))
+        return y, ended & (torch.linalg.eigvalsh(self.dense.hessian(y))[:, 0] > -lam)
+
+    def penalty(self, name: str) -> Iterator[Finding]:
+        """MemFBO: the error falls as 1/penalty, so ten times the penalty leaves a tenth."""
+        lam, errors = self.proximal, []
+        y, smooth = self.minimum(lam)
         if not bool(smooth.any()):
             yield Finding(name, "no reference: every minimiser lies on a kink")
             return
@@ -177,9 +191,9 @@ class TaskOracle:
             step = 1.0 / (penalty * 1.5 * lam + top)
             steps = {"local_steps": 150, "lower_step": 1 / (1.5 * lam), "penalised_lower_step": step}
             errors.append(relative(self.run(name, proximal=lam, penalty=penalty, **steps)[0][smooth], expected))
-        reference = f"a tenth of its error at penalty {PENALTIES[0]:g} ({errors[0]:.1e})"
+        reference = f"a tenth of {errors[0]:.1e} at penalty {PENALTIES[0]:g}"
         if not bool(smooth.all()):
-            reference += f", on {int(smooth.sum())} of {len(smooth)} tasks: the others' minimisers lie on kinks"
+            reference += f", on {int(smooth.sum())} of {len(smooth)} tasks: the others have kinks"
         yield Finding(f"{name}, penalty {PENALTIES[1]:g}", reference, errors[1], 0.15 * errors[0])
 
 
@@ -196,30 +210,14 @@ REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
 """What each method is held against."""
 
 
-def task_table(title: str, problem: TaskProblem, seed: int, console: Console) -> bool:
-    """Print a line per method. Returns whether all are within their bounds. Raises BadInput for too large a y."""
+def settled(expected: Callable[[int], Tensor]) -> tuple[Tensor, float]:
+    """The solution of a flow by its number of steps, and how well it is known.
 
-    def line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-    with console.status("dense derivatives"):
-        oracle = TaskOracle(problem, seed)
-    line(f"{title}: {len(problem.clients)} clients, {len(oracle.batch)} tasks, y [{len(oracle.x)}], float64, at x0")
-    line(f"  support losses: eigenvalues from {oracle.smallest:.3g} to {oracle.largest:.3g}")
-    line(f"  {'method':32} {'relative error':>15} {'allowed':>9}        against")
-    passed = True
-    for finding in oracle.findings():
-        passed = passed and finding.passed
-        if finding.error is None:
-            line(f"  {finding.estimator:32} {'':15} {'':9}        {finding.reference}")
-            continue
-        verdict = "ok" if finding.passed else "FAILED"
-        numbers = f"{finding.error:15.1e} {finding.allowed:9.1e}"
-        line(f"  {finding.estimator:32} {numbers} {verdict:6} {finding.reference}")
-    return passed
-
-
-def relative(found: Tensor, reference: Tensor, *, zero: bool = False) -> float:
-    """|found - reference| / |reference|, or |found| / |reference|."""
-    difference = found if zero else found - reference
-    return float(torch.linalg.vector_norm(difference) / torch.linalg.vector_norm(reference))
+    The steps double, up to FINE, until they change it little; at kinks (ReLU) they go on doing so.
+    """
+    steps = FINE // 4
+    coarse, fine = expected(steps), expected(2 * steps)
+    while (known := relative(coarse, fine)) > SOLVER / 1000 and 2 * steps < FINE:
+        steps *= 2
+        coarse, fine = fine, expected(2 * steps)
+    return fine, known

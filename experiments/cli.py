@@ -193,7 +193,7 @@ def check(
     ] = None,
     overrides: Overrides = None,
 ) -> int:
-    """Hold every estimator's hypergradient against a dense solve."""
+    """Hold hypergradients against a dense solve: of every estimator, and of a config's algorithms as they are set."""
     from experiments.check import run_check
 
     return 0 if run_check(config_file, overrides or [], stdout()) else 1

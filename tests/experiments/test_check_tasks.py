@@ -6,16 +6,21 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy.linalg import expm
 
 from clients.methods.comln import Comln
 from experiments.check import run_check
+from experiments.check_algorithms import OwnError, OwnMethods
 from experiments.check_tasks import TaskOracle
+from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput
 from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.inspection import convert
+from server.running.plan import plan
 
 NETWORK = """
 from fedbilevel import derivatives
@@ -107,6 +112,8 @@ network = "mlp"
 hidden = [4]
 activation = "{activation}"
 [algorithms.comln]
+lower_step = 1.0
+local_steps = 2
 """
 
 
@@ -115,10 +122,13 @@ def test_the_flow_of_a_head_passes_and_kinks_are_said(tmp_path: Path, activation
     (tmp_path / "head.toml").write_text(HEAD.format(activation=activation))
     passed, text = checked(tmp_path / "head.toml")
     assert passed
-    [comln] = [line for line in text.splitlines() if line.split()[0] == "comln"]
+    estimators, own = text.split("this config's algorithms")
+    [comln] = [line for line in estimators.splitlines() if line.startswith("  comln ")]
     assert " ok " in comln
     assert float(comln.split()[1]) < 1e-8
-    assert ("which is known to" not in text) == ("lie on kinks" not in text) == smooth
+    assert ("which is known to" not in estimators) == ("have kinks" not in estimators) == smooth
+    [comln] = [line for line in own.splitlines() if line.startswith("  comln ")]
+    assert 1e-7 < float(comln.split()[1]) < 1e-2  # two steps of its solver
 
 
 def test_a_wrong_flow_of_a_head_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,3 +145,118 @@ def test_a_wrong_flow_of_a_head_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     [found] = oracle.head("comln")
     assert right.passed
     assert not found.passed
+
+
+# ---- the config's own algorithms ----
+
+OWN = """
+from server.kit.algorithm import algorithm
+from server.kit.meta import MetaOptions, meta_algorithm
+
+
+@algorithm("mine", source="here", options=MetaOptions, lower="local")
+def mine(o):
+    '''First order.'''
+    return meta_algorithm("fomaml", o)
+"""
+
+
+class Quadratics:
+    """The tasks that are looked at and x0, in numpy: L = 1/2 (y - a)'A(y - a), f = 1/2 (y - c)'C(y - c)."""
+
+    def __init__(self, oracle: TaskOracle) -> None:
+        tasks: Any = oracle.batch.tasks
+        self.A, self.a = (tasks.support[name][:, 0].numpy() for name in ("A", "a"))
+        self.C, self.c = (tasks.query[name][:, 0].numpy() for name in ("C", "c"))
+        self.x, self.I = oracle.x.numpy(), np.eye(len(oracle.x))
+
+    def times(self, M: Any, v: Any) -> Any:
+        return np.einsum("bij,bj->bi", M, v)
+
+    def query(self, y: Any) -> Any:
+        return self.times(self.C, y - self.c)
+
+    def implicit(self, y: Any, lam: float) -> Any:
+        return lam * self.times(np.linalg.inv(self.A + lam * self.I), self.query(y))
+
+    def minimum(self, lam: float) -> Any:
+        return self.times(np.linalg.inv(self.A + lam * self.I), self.times(self.A, self.a) + lam * self.x)
+
+
+def own_methods(folder: Path, algorithms: str) -> tuple[Quadratics, dict[str, OwnError]]:
+    """The tasks, and the one line of each label."""
+    (folder / "own.py").write_text(OWN)
+    (folder / "own.toml").write_text(
+        f"problem = {{ name = 'quadratic_tasks', clients = 4, dim = 3 }}\n{algorithms}\n[run]\niterations = 1\n"
+    )
+    jobs = plan(read(folder / "own.toml", ["run.dtype=float64"]))
+    oracle = TaskOracle(jobs[0].setup().problem(), 0)  # type: ignore[arg-type]
+    found = {job.label: list(OwnMethods(oracle).errors(job)) for job in jobs}
+    assert all(len(lines) == 1 for lines in found.values())
+    return Quadratics(oracle), {label: line for label, [line] in found.items()}
+
+
+def off(found: Any, truth: Any) -> Any:
+    """Within what dense solves of well conditioned systems leave."""
+    return pytest.approx(np.linalg.norm(found - truth) / np.linalg.norm(truth), rel=1e-6)
+
+
+def test_methods_that_unroll_are_off_by_the_steps_that_they_leave_out(tmp_path: Path) -> None:
+    """With M = I - eta A: y_K = a + M^K (x - a), and the derivative through the last k steps is M^k C(y_K - c)."""
+    q, found = own_methods(
+        tmp_path,
+        """
+        options = { lower_step = 0.3, local_steps = 4 }
+        algorithms.short = { algorithm = "maml", truncation = 1 }
+        algorithms.maml = {}
+        algorithms.fomaml = {}
+        algorithms.reptile = {}
+        algorithms.a-maml = { solver = "euler" }
+        algorithms.mine = { algorithm = "own.py:mine" }
+        """,
+    )
+    M = q.I - 0.3 * q.A
+    y = q.a + q.times(np.linalg.matrix_power(M, 4), q.x - q.a)
+    through = [q.times(np.linalg.matrix_power(M, k), q.query(y)) for k in range(5)]
+    assert found["maml"].error < 1e-12  # type: ignore[operator]
+    assert found["short"].error == off(through[1], through[4])
+    assert found["fomaml"].error == off(through[0], through[4])
+    assert "biased by design" in " ".join(found["fomaml"].notes)
+    flown = np.stack([expm(-1.2 * A) for A in q.A])
+    exact = q.times(flown, q.query(q.a + q.times(flown, q.x - q.a)))
+    assert found["a-maml"].error == off(through[4], exact)
+    assert found["reptile"].error is found["mine"].error is None
+    assert not found["mine"].failed
+    assert found["mine"].notes[-1].endswith("no dense reference")
+
+
+def test_implicit_methods_are_off_by_what_their_solvers_leave(tmp_path: Path) -> None:
+    """The truth is the implicit gradient at the minimum; few steps end elsewhere, and penalties are finite."""
+    q, found = own_methods(
+        tmp_path,
+        """
+        options = { lower_step = 0.2, local_steps = 3 }
+        algorithms.imaml = { proximal = 0.5 }
+        algorithms.ibaml = { initial_variance = 0.5 }
+        algorithms.memfbo = { proximal = 0.5, penalty = 20.0 }
+        """,
+    )
+
+    def descended(lam: float) -> Any:
+        y = np.broadcast_to(q.x, q.a.shape)
+        for _ in range(3):
+            w = y - 0.2 * q.times(q.A, y - q.a)
+            y = w + 0.2 * lam / (1 + 0.2 * lam) * (q.x - w)
+        return y
+
+    truth = q.implicit(q.minimum(0.5), 0.5)
+    assert found["imaml"].error == off(q.implicit(descended(0.5), 0.5), truth)
+    in_mean, true_mean = q.implicit(descended(2.0), 2.0), q.implicit(q.minimum(2.0), 2.0)
+    both = [np.concatenate([m, m * (y - q.x)], 1) for m, y in ((in_mean, descended(2.0)), (true_mean, q.minimum(2.0)))]
+    assert found["ibaml"].error == off(*both)
+    y = z = np.broadcast_to(q.x, q.a.shape)
+    for _ in range(3):
+        slope_y, slope_z = (q.times(q.A, v - q.a) + 0.5 * (v - q.x) for v in (y, z))
+        y, z = y - 0.2 / 21 * (q.query(y) + 20 * slope_y), z - 0.2 * slope_z
+    assert found["memfbo"].error == off(20 * 0.5 * (z - y), truth)
+    assert "lam_p = 0.5" in found["memfbo"].notes[-1]
