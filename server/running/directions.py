@@ -36,7 +36,7 @@ def directions(
     >>> torch.allclose(next(found).hypergradient, next(found).hypergradient)  # y stays as well
     True
     """
-    algorithm = entry.factory(options)
+    algorithm = entry.build(options)
     sizes = problem.task_sizes if is_local(problem) else None
     exchange = in_process(problem, Setting(seed, device=device, files=entry.client_files))
     fed = Federation(exchange, Population.of(problem.clients, sizes), seed=seed)
