@@ -42,7 +42,8 @@ def test_features_are_computed_once_per_x(problem: HyperRepresentation, monkeypa
         return prepare(self, x, examples)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HyperRepresentation, "prepare", counted)
-    simulate(problem, "fednest", iterations=3, local_steps=3, evaluate_every=10**6, **STEPS)
+    settings = {"iterations": 3, "evaluate_every": 10**6, "solution_every": 0}
+    simulate(problem, "fednest", local_steps=3, **settings, **STEPS)
     # two evaluations and three iterations, a lower and an upper part each; before them the problem is looked over (4
     # calls on one client's examples) and weighed (1)
     assert len(calls) <= 5 + 2 * 2 + 3 * 2
