@@ -55,7 +55,8 @@ class Diagonal:
 
 
 def test_every_method_is_measured():
-    assert {name.split(",")[0] for name in CASES} | {"comln"} >= set(methods())
+    ours = {name for name in methods() if ":" not in name}  # other tests may have entered files of users
+    assert {name.split(",")[0] for name in CASES} | {"comln"} >= ours
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
