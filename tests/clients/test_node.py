@@ -1,13 +1,19 @@
-"""A node: what it keeps between requests changes no answer."""
+"""A node: what it keeps between requests changes no answer; its sums are exact, and a client that fails is named."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from clients.node import Node, Setting
+from fedbilevel import ClientData
+from fedbilevel.errors import ClientFailed
+from fedbilevel.federation.messages import Request
 from fedbilevel.problems import Quadratic
 from tests.differentiable import Prepared, small_digits
 from tests.operations import OPERATIONS, ask
@@ -43,3 +49,65 @@ def test_a_vector_has_one_copy_on_the_device_while_it_lives() -> None:
     assert len(node._on_device) == 1
     del x
     assert len(node._on_device) == 0
+
+
+class Marked:
+    """g of example e is <e, y>; whoever holds a negative number fails, and so do crowds."""
+
+    def __init__(self, rows: list[list[float]], dtype: torch.dtype = torch.float64, crowd: int = 99) -> None:
+        parts = [torch.tensor([row], dtype=dtype) for row in rows]
+        self.clients, self.dim, self.crowd = ClientData(parts, parts, "uniform"), len(rows[0]), crowd
+
+    def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return torch.zeros(1), torch.zeros(self.dim)
+
+    def prepare(self, x: Tensor, examples: Tensor) -> Tensor:
+        if bool((examples < 0).any()):
+            raise ValueError("below zero")
+        if len(examples) >= self.crowd:
+            raise ValueError("too many")
+        return examples
+
+    def lower(self, x: Tensor, y: Tensor, examples: Tensor) -> Tensor:
+        return examples @ y
+
+    upper = lower
+
+    def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        return {}
+
+
+def asked(problem: Marked, name: str, clients: list[int], **options: Any) -> Request:
+    dtype = problem.clients.lower.values.dtype
+    tensors = {"x": torch.zeros(1, dtype=dtype), "y": torch.zeros(problem.dim, dtype=dtype)}
+    return Request((name,), np.array(clients), tensors, {"x": 0, "y": 1}, options, 0, 6)
+
+
+def test_sums_are_in_float64_whatever_the_clients_compute_in() -> None:
+    """Whole numbers below 2^24 are exact in float32; their mean over three clients is not."""
+    rows = [[16777213.0, 1.0], [5.0, 2.0], [11.0, 4.0]]
+    problem = Marked(rows, torch.float32)
+    answer = Node(problem, Setting()).answer(asked(problem, "sgd_steps", [0, 1, 2], lower_step=1.0, local_steps=1))
+    both = Node(problem, Setting()).answer(asked(problem, "sgd_steps", [0, 1, 2], lower_step=0.5, local_steps=2))
+    assert answer.sums[0][0].dtype == both.sums[0][0].dtype == torch.float64
+    means = [-sum(column) / 3 for column in zip(*rows, strict=True)]
+    np.testing.assert_allclose(both.sums[0][0], means, rtol=1e-15)  # each client's own path
+    np.testing.assert_allclose(answer.sums[0][0], means, rtol=1e-6)  # pooled: a mean in the clients' own dtype
+    assert answer.weight == both.weight == pytest.approx(1.0, rel=1e-15)
+
+
+def test_the_first_client_that_fails_alone_is_named() -> None:
+    problem = Marked([[1.0], [-1.0], [1.0], [-2.0]])
+    for clients, named in (([0, 1, 2, 3], 1), ([0, 2, 3], 3), ([3, 1], 3)):
+        said = rf"^client {named}, operation lower_gradient, round 6: ValueError: below zero$"
+        with pytest.raises(ClientFailed, match=said):
+            Node(problem, Setting()).answer(asked(problem, "lower_gradient", clients))
+    assert Node(problem, Setting()).answer(asked(problem, "lower_gradient", [0, 2])).sums[0][0].tolist() == [0.5]
+
+
+def test_where_none_fails_alone_they_are_named_together() -> None:
+    problem = Marked([[1.0], [2.0], [3.0]], crowd=2)
+    with pytest.raises(
+        ClientFailed, match=r"^2 clients together, operation lower_gradient, round 6: ValueError: too many$"
+    ):
+        Node(problem, Setting()).answer(asked(problem, "lower_gradient", [0, 2]))
