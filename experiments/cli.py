@@ -92,6 +92,7 @@ def run(
     from experiments.launch import carried
     from experiments.remarks import before
     from fedbilevel.config.tables import read
+    from fedbilevel.errors import BadInput, RunFailed
     from server.running.plan import check_problem, plan, written
 
     config = carried(read(config_file, overrides or ()), engine, ray_address, jobs)
@@ -103,9 +104,13 @@ def run(
     for remark in remarks:
         say(stdout(), remark)
     directory = _create(out or _unused(config_file.stem))
-    directory.write_config(text)
-    directory.write_history([])
-    return _execute(config, directory, ray_address, jobs, restore=False)
+    try:
+        directory.write_config(text)
+        directory.write_history([])
+        return _execute(config, directory, ray_address, jobs, restore=False)
+    except (BadInput, RunFailed):  # of a start that was refused nothing stays that would block the next
+        directory.discard()
+        raise
 
 
 @app.command(cls=Command)

@@ -57,9 +57,7 @@ def _run(grid: Grid, context: Context) -> None:
     config = read(path, [part for part in given["set"].split(";") if part.strip()])
     jobs = plan(config)
     check_problem(jobs)
-    out = given["out"] or f"runs/{path.stem}-flower-{datetime.now():%Y%m%d-%H%M%S}"
-    directory = RunDirectory.create(Path(out).expanduser().absolute())
-    directory.write_config(written(config))
+    text = written(config)
 
     @functools.cache
     def placement(clients: int) -> Placement:
@@ -69,6 +67,9 @@ def _run(grid: Grid, context: Context) -> None:
         return GridExchange(placement(len(problem.clients)), setup.model_dump_json())
 
     connect(jobs[0].setup(), jobs[0].setup().problem())  # without nodes all runs fail, so fail once and now
+    out = given["out"] or f"runs/{path.stem}-flower-{datetime.now():%Y%m%d-%H%M%S}"
+    directory = RunDirectory.create(Path(out).expanduser().absolute())
+    directory.write_config(text)
     failures = Experiment(config, directory, connect, Log()).run()
     log.info("Results: %s", directory.path)
     if failures:

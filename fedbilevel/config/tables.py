@@ -17,6 +17,7 @@ from fedbilevel.data import partition_parameters
 from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.federation.systems import Systems
 from fedbilevel.machine.device import Device
+from fedbilevel.machine.processes import MOST_PATIENCE, MOST_THREADS, MOST_WORKERS
 from fedbilevel.results.targets import Target
 from fedbilevel.strict import MOST, PositiveInt, Strict
 from fedbilevel.user_files import located, names_file
@@ -101,10 +102,17 @@ class EngineTable(Strict):
     """The `[engine]` table: what carries the messages, and over how many workers."""
 
     name: str = Field("local", description="a name of `fedbilevel list`")
-    workers: int | None = Field(None, ge=1, description="nodes; default: 1 on local, one actor per CPU on ray")
-    threads: int | None = Field(None, ge=1, description="torch's threads in each actor; default: CPUs / workers")
-    cpus: float = Field(1.0, gt=0, description="CPUs that an actor reserves")
-    gpus: float = Field(0.0, ge=0, description="GPUs that an actor reserves")
+    workers: int | None = Field(
+        None, ge=1, le=MOST_WORKERS, description="nodes; default: 1 on local, one actor per CPU on ray"
+    )
+    threads: int | None = Field(
+        None, ge=1, le=MOST_THREADS, description="torch's threads in each actor; default: CPUs / workers"
+    )
+    cpus: float = Field(1.0, gt=0, le=MOST_THREADS, description="CPUs that an actor reserves")
+    gpus: float = Field(0.0, ge=0, le=MOST_THREADS, description="GPUs that an actor reserves")
+    patience: float = Field(
+        60.0, gt=0, le=MOST_PATIENCE, description="seconds in which an actor, or a run of --jobs, has to begin"
+    )
 
 
 class Config(Strict):

@@ -22,9 +22,13 @@ Targets = Sequence[float | Target] | None
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where one run keeps what it found. Made by `create` for a new run, by `open` for one that is there."""
+    """Where one run keeps what it found. Made by `create` for a new run, by `open` for one that is there.
+
+    made: the folders that `create` had to make, the innermost first.
+    """
 
     path: Path
+    made: tuple[Path, ...] = ()
 
     @classmethod
     def create(cls, path: PathLike) -> RunDirectory:
@@ -39,6 +43,7 @@ class RunDirectory:
                 raise BadInput("out", f"{folder}, a file", "a new folder or an empty one")
             if folder.is_dir() and any(folder.iterdir()):
                 raise BadInput("out", f"{folder}, which is not empty", "a new folder or an empty one")
+            made = tuple(each for each in (folder, *folder.parents) if not each.exists())
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / ".writable"
             write_whole(probe, b"a run begins here\n")
@@ -49,7 +54,7 @@ class RunDirectory:
             if error.key == "out":
                 raise
             raise BadInput("out", f"{folder}: {error.value}", "a folder that can be written to") from error
-        return cls(folder)
+        return cls(folder, made)
 
     @classmethod
     def open(cls, path: PathLike) -> RunDirectory:
@@ -89,6 +94,16 @@ class RunDirectory:
     def read_history(self) -> list[Row]:
         """The rows kept; raises `BadInput`, naming the line, if the file is damaged."""
         return read_history(self.history_path)
+
+    def discard(self) -> None:
+        """Take back what `create` has made for a run of which nothing has begun; a history with rows stays."""
+        if self.history_path.is_file() and self.read_history():
+            return
+        for file in (self.config_path, self.history_path, self.summary_path):
+            file.unlink(missing_ok=True)
+        for folder in self.made:
+            with contextlib.suppress(OSError):  # somebody has put something there
+                folder.rmdir()
 
     def remove_parts(self) -> None:
         """Delete what a killed writer may have left."""

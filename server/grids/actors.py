@@ -13,7 +13,9 @@ from typing import Any
 import ray
 
 from fedbilevel.errors import BadInput, RunFailed
+from fedbilevel.machine.processes import MOST_PATIENCE, MOST_THREADS, MOST_WORKERS
 from fedbilevel.problem import Problem
+from server.grids.cluster import has_room, leased, room
 from server.grids.exchange import block_ends
 from server.grids.parcels import pack, restricted
 from server.grids.worker import Worker
@@ -30,7 +32,7 @@ class Shares:
     """How many actors there are, and what each of them uses and reserves.
 
     actors: default one per CPU of the cluster; threads: of torch in an actor, default CPUs / actors, at least 1; cpus,
-    gpus: what an actor reserves of a machine in Ray's books; patience: seconds in which Ray has to find room for it.
+    gpus: what an actor reserves of a machine in Ray's books; patience: seconds in which it has to be ready.
 
     Raises BadInput for what is out of range.
     """
@@ -42,13 +44,16 @@ class Shares:
     patience: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("actors", "threads"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise BadInput(f"engine.{name}", value, "an integer of at least 1")
-        for name in ("cpus", "gpus", "patience"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise BadInput(f"engine.{name}", getattr(self, name), "a number of at least 0")
+        for name, count, most in (("workers", self.actors, MOST_WORKERS), ("threads", self.threads, MOST_THREADS)):
+            if count is not None and (not isinstance(count, int) or not 1 <= count <= most):
+                raise BadInput(f"engine.{name}", count, f"an integer of at least 1 and at most {most}")
+        for name, value, largest in (
+            ("cpus", self.cpus, MOST_THREADS),
+            ("gpus", self.gpus, MOST_THREADS),
+            ("patience", self.patience, MOST_PATIENCE),
+        ):
+            if not 0 <= value <= largest:
+                raise BadInput(f"engine.{name}", value, f"a number of at least 0 and at most {largest:g}")
 
     @property
     def needed(self) -> int:
@@ -58,10 +63,6 @@ class Shares:
     def options(self) -> dict[str, Any]:
         """Return Ray's words for what an actor reserves, and that actors spread over the machines."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
-
-    def room(self) -> str:
-        """Say what an actor reserves."""
-        return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Call:
 class Actors:
     """Actors in numbered places; Ray must be initialised. `started` counts them, those that replaced others included.
 
-    Raises RunFailed if Ray has no room for an actor within `shares.patience` seconds.
+    Raises RunFailed if an actor is not ready within `shares.patience` seconds.
     """
 
     def __init__(self, shares: Shares, run_id: int, node_ids: Sequence[int]) -> None:
@@ -153,10 +154,7 @@ class Actors:
             missing = []
             done, _ = ray.wait(list(coming), timeout=max(0.0, deadline - time.monotonic()))
             if not done:
-                raise RunFailed(
-                    f"{why}no capacity for {len(coming)} of {count} workers: within {self.shares.patience:g} s Ray has"
-                    f" found no room of {self.shares.room()} for each; add machines, or ask for fewer actors"
-                )
+                raise RunFailed(f"{why}{self._late([self._actors[j] for j in coming.values()], count)}")
             for answer in done:
                 j = coming.pop(answer)
                 try:
@@ -168,6 +166,19 @@ class Actors:
                         raise RunFailed(f"{why}worker {j} of {count} does not start: {reason(error)}") from None
                     missing.append(j)
                     time.sleep(0.2)
+
+    def _late(self, actors: Sequence[Any], count: int) -> str:
+        """Say why these actors are not ready: there is no room for them, or they are slow to start."""
+        shares, without = self.shares, len(actors) - leased(actors)
+        if has_room(count, without, shares.cpus, shares.gpus):
+            return (
+                f"slow start: {len(actors)} of {count} workers have room and were not ready within"
+                f" {shares.patience:g} s; engine.patience sets how long to wait"
+            )
+        return (
+            f"no capacity for {without} of {count} workers: within {shares.patience:g} s Ray has"
+            f" found no room of {room(shares.cpus, shares.gpus)} for each; add machines, or ask for fewer actors"
+        )
 
     def _replace(self, lost: dict[int, Exception]) -> None:
         """Put new actors in the places of those that have died of what is said."""

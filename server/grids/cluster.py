@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ PROBE_SECONDS = 5.0
 
 END_SECONDS = 5.0
 """How long the processes of a private Ray may take to end by themselves."""
+
+BOOKS_SECONDS = 2.0
+"""How far behind Ray's books of what is free may be."""
 
 LONGEST_PARENT = 24
 """Letters of the folder that Ray's scratch folder may lie in: names of sockets, 82 letters longer, have at most 107."""
@@ -135,6 +139,50 @@ def _folder() -> Iterator[str]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         warden.communicate()
+
+
+# ---- room ----
+
+
+def has_room(all_of_them: int, waiting: int, cpus: float, gpus: float) -> bool:
+    """Whether Ray has room for what waits to begin, of which each reserves so much of a machine.
+
+    A private Ray is used by this process alone: what its machines hold in all is what counts. On a cluster others take
+    their share, and what is free now has to hold those that have no place yet.
+    """
+    node: Any = ray._private.worker._global_node
+    state: Any = ray._private.state
+    if _places(cpus, gpus, state.total_resources_per_node()) < all_of_them:
+        return False
+    if node is not None and node.is_head():
+        return True
+    deadline = time.monotonic() + BOOKS_SECONDS
+    while waiting > _places(cpus, gpus, state.available_resources_per_node()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def room(cpus: float, gpus: float) -> str:
+    """Say what is reserved."""
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+
+
+def _places(cpus: float, gpus: float, nodes: Mapping[str, Mapping[str, float]]) -> float:
+    """How many reservations of this size these machines hold."""
+
+    def of(resources: Mapping[str, float]) -> float:
+        asked = {"CPU": cpus, "GPU": gpus}
+        return min((resources.get(name, 0.0) // each for name, each in asked.items() if each > 0), default=math.inf)
+
+    return sum(of(resources) for resources in nodes.values())
+
+
+def leased(actors: Sequence[Any]) -> int:
+    """How many of these actors have a process that Ray has given them."""
+    table: Any = ray._private.state.actors
+    return sum(bool(table(actor._actor_id.hex()).get("Address", {}).get("IPAddress")) for actor in actors)
 
 
 # ---- the end of a private Ray ----

@@ -10,6 +10,7 @@ from clients.app import make_app
 from clients.node import Node, Setting
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.federation.messages import Exchange
+from fedbilevel.machine.processes import MOST_WORKERS, require_processes
 from fedbilevel.problem import Problem
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
@@ -48,14 +49,14 @@ def opened(
     ray_address
         "host:port" or "auto": join this Ray cluster, and leave it as it is afterwards; default: a Ray of its own.
     patience
-        Seconds in which Ray has to find room for an actor.
+        Seconds in which an actor has to be ready.
 
     Raises BadInput for what cannot be used, an address where no Ray answers included; RunFailed without room.
     """
     if name not in ENGINES:
         raise unknown("engine", name, ENGINES)
-    if workers is not None and workers < 1:
-        raise BadInput("workers", workers, "an integer of at least 1")
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise BadInput("workers", workers, f"an integer of at least 1 and at most {MOST_WORKERS}")
     if name == "local":
         if ray_address is not None:
             raise BadInput("ray_address", ray_address, "nothing, since the engine is local")
@@ -66,6 +67,8 @@ def opened(
     from server.grids.ray import RayGrid
 
     shares = Shares(workers, threads, cpus, gpus, patience)
+    if ray_address is None:
+        require_processes(workers or 1, "workers")
     with connected(ray_address, cpus=shares.needed), RayGrid(shares) as grid:
         yield grid.exchange
 

@@ -34,7 +34,7 @@ class RayGrid(NumberedGrid):
     from the reply what the node has forgotten. An exception in the client app becomes an error reply, as on the local
     grid. A context manager: leaving it ends the actors.
 
-    Raises RunFailed if Ray has no room for an actor within `shares.patience` seconds.
+    Raises RunFailed if an actor is not ready within `shares.patience` seconds.
     """
 
     actors: Actors

@@ -49,6 +49,7 @@ def simulate(
     workers: int | None = None,
     threads: int | None = None,
     ray_address: str | None = None,
+    patience: float = 60.0,
     observe: Callable[[Row], None] = lambda row: None,
     **options: Any,
 ) -> Result:
@@ -94,6 +95,8 @@ def simulate(
         on ray.
     threads, ray_address
         On ray: torch's threads in each actor (default: CPUs / workers), and the cluster to join, "host:port" or "auto".
+    patience
+        On ray: seconds in which an actor has to be ready.
     observe
         Receives every history row when it is made.
     options
@@ -139,7 +142,7 @@ def simulate(
     if x0 is not None or y0 is not None:
         first = initial(ready, setting.seed)
         start = (_start(x0, first[0], "x0"), _start(y0, first[1], "y0"))
-    with opened(engine, workers=workers, threads=threads, ray_address=ray_address) as carrier:
+    with opened(engine, workers=workers, threads=threads, ray_address=ray_address, patience=patience) as carrier:
         exchange = carrier(
             ready, Setting(setting.seed, setting.batch, setting.gradient_batch, table.device, entry.client_files)
         )

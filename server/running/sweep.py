@@ -14,12 +14,13 @@ import torch
 
 from fedbilevel.config.tables import Config
 from fedbilevel.errors import BadInput, RunFailed
+from fedbilevel.machine.processes import MOST_THREADS, MOST_WORKERS, require_processes
 from fedbilevel.problem import Problem
 from fedbilevel.results import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.user_files import UserFile, provide
 from server.grids.actors import LIVES, reason
-from server.grids.cluster import connected, processors
+from server.grids.cluster import connected, has_room, processors, room
 from server.grids.parcels import pack, unpack
 from server.running.checkpoints import Checkpoint
 from server.running.experiment import WRITE_SECONDS, Experiment, Observer, Record, local
@@ -28,9 +29,6 @@ from server.running.run import run_one
 
 REPORT_SECONDS = 0.1
 """A job reports what has happened this often."""
-
-PATIENCE_SECONDS = 60.0
-"""Ray has to find room for a job within this time while no other job runs."""
 
 Event = Row | Checkpoint | tuple[int, int] | str | RunFailed
 """What a job reports: an evaluation, where it can go on, iteration and rounds so far, a note, or what ended it."""
@@ -60,21 +58,30 @@ class Sweep(Experiment):
         ray_address: str | None = None,
         threads: int | None = None,
     ) -> None:
-        for name, value in (("jobs", jobs), ("threads", 1 if threads is None else threads)):
-            if value < 1:
-                raise BadInput(name, value, "an integer of at least 1")
+        for name, value, most in (
+            ("jobs", jobs, MOST_WORKERS),
+            ("threads", 1 if threads is None else threads, MOST_THREADS),
+        ):
+            if not 1 <= value <= most:
+                raise BadInput(name, value, f"an integer of at least 1 and at most {most}")
         super().__init__(config, directory, local, observer)
+        jobs = min(jobs, len(self.jobs))
+        if ray_address is None:
+            require_processes(jobs, "jobs")
         self._at_once, self._address = jobs, ray_address
         self._threads = threads or (max(1, processors() // jobs) if ray_address is None else 1)
+        self._reserve = self._threads if ray_address else 1
         self._parcel: tuple[Problem, Any] | None = None
 
     def _run_all(self, jobs: list[Job]) -> None:
         if not jobs:
             return
         with connected(self._address, cpus=self._at_once):
-            reserve = self._threads if self._address else 1
             task = ray.remote(federation).options(
-                num_cpus=reserve, num_gpus=self.config.engine.gpus, max_retries=0, scheduling_strategy="SPREAD"
+                num_cpus=self._reserve,
+                num_gpus=self.config.engine.gpus,
+                max_retries=0,
+                scheduling_strategy="SPREAD",
             )
             running: dict[Any, Running] = {}
             try:
@@ -96,8 +103,8 @@ class Sweep(Experiment):
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             if ready or any(job.started for job in running.values()):
                 heard = time.monotonic()
-            elif time.monotonic() - heard > PATIENCE_SECONDS:
-                raise RunFailed(f"no capacity: within {PATIENCE_SECONDS:g} s Ray has found no free CPU for a run")
+            elif time.monotonic() - heard > self.config.engine.patience:
+                raise RunFailed(self._late(len(running)))
             for reports in ready:
                 job = running.pop(reports)
                 try:
@@ -117,6 +124,13 @@ class Sweep(Experiment):
                 else:
                     running[reports] = job
                     self._hear(job, events)
+
+    def _late(self, waiting: int) -> str:
+        """Say why no run has begun: there is no room for one, or it is slow to start."""
+        patience, reserved = self.config.engine.patience, (self._reserve, self.config.engine.gpus)
+        if has_room(1, waiting, *reserved):
+            return f"slow start: no run has begun within {patience:g} s; engine.patience sets how long to wait"
+        return f"no capacity: within {patience:g} s Ray has found no {room(*reserved)} for a run"
 
     def _begin(self, task: Any, record: Record) -> Any:
         """Let a job run from its checkpoint; returns what its reports come from."""

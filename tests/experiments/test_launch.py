@@ -34,6 +34,14 @@ def rows(folder: Path) -> list[dict[str, object]]:
         (["--set", "engine.name=rai"], "engine.name: got 'rai'; allowed: local, ray"),
         (["--set", "engine.workers=0"], "engine.workers: got 0; allowed: "),
         (["--set", "engine.worker=2"], "engine.worker: got 2; allowed: in [engine] only"),
+        (
+            ["--set", "engine.workers=10000000"],
+            "engine.workers: got 10000000; allowed: an integer of at least 1 and at",
+        ),
+        (["--set", "engine.threads=100000"], "engine.threads: got 100000; allowed: an integer of at least 1 and at"),
+        (["--set", "engine.cpus=1e9"], "engine.cpus: got 1000000000.0; allowed: a number above 0 and at most 1024"),
+        (["--set", "engine.patience=0"], "engine.patience: got 0; allowed: a number above 0 and at most 86400"),
+        (["--jobs", str(10**30)], "--jobs: got 10000000000000000000000"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -58,6 +66,31 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(
     error = capsys.readouterr().err
     assert error.startswith("fedbilevel: --ray-address: got '127.0.0.1:1'; allowed: ")
     assert error.count("\n") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["quadratic.toml"]
+
+
+def test_workers_that_no_machine_holds_are_refused_before_any_of_them_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedbilevel.machine.memory.available", lambda device=None: 10**9)
+    monkeypatch.setattr("ray.init", lambda **options: pytest.fail("Ray is started"))
+    out = tmp_path / "deep" / "er"
+    arguments = ["run", str(written(tmp_path)), "--out", str(out)]
+    assert main([*arguments, "--engine", "ray", "--set", "engine.workers=6"]) == 2
+    assert "engine.workers: got 'an estimated 1.1 GiB of memory'; allowed: at most" in capsys.readouterr().err
+    assert main([*arguments, "--jobs", "6", "--set", "run.seeds=[1, 2, 3]"]) == 2
+    assert "--jobs: got 'an estimated 1.1 GiB of memory'; allowed: at most" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["quadratic.toml"]
+
+
+def test_a_start_that_is_refused_leaves_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    arguments = ["run", str(written(tmp_path)), "--out", str(out), "--ray-address", "127.0.0.1:1", "--jobs", "2"]
+    assert main(arguments) == 2
+    assert out.is_dir()
+    assert list(out.iterdir()) == []
+    assert main(arguments[:4]) == 0  # the corrected command finds its folder free
 
 
 @pytest.mark.slow

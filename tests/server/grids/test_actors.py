@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from fedbilevel import simulate
 from fedbilevel.errors import RunFailed
 from fedbilevel.problems import Quadratic
 from server.grids.actors import Shares
+from server.grids.cluster import has_room
 from server.grids.ray import RayGrid
 from server.running.run import Result
 from tests.histories import assert_same
@@ -204,3 +206,37 @@ def test_clients_that_kill_every_actor_end_the_run(
         with pytest.raises(RunFailed, match=says):
             run_with(problem)
         assert grid.actors.started == 3
+
+
+def test_actors_without_room_and_actors_that_are_slow_are_told_apart(cluster: Cluster) -> None:
+    """The cluster has three CPUs; in a hundredth of a second no actor is ready."""
+    says = r"^no capacity for 1 of 4 workers: within 8 s Ray has found no room of 1 CPU for each; add machines"
+    with pytest.raises(RunFailed, match=says):
+        RayGrid(Shares(actors=4, threads=1, patience=8.0))
+    for actors in (1, 2):
+        says = rf"^slow start: {actors} of {actors} workers have room and were not ready within 0.01 s; engine.patience"
+        with pytest.raises(RunFailed, match=says):
+            RayGrid(Shares(actors=actors, threads=1, patience=0.01))
+
+
+def test_room_is_what_is_free_for_those_that_wait(cluster: Cluster) -> None:
+    """Three CPUs, one of which somebody else has taken; a CPU and a half fits once, on the larger machine."""
+    assert has_room(3, 3, 1, 0)
+    assert not has_room(4, 1, 1, 0)
+    assert not has_room(1, 1, 1, 1)
+    assert has_room(1, 1, 1.5, 0)
+    assert not has_room(2, 1, 1.5, 0)
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def here(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    deadline = time.monotonic() + 20
+    while has_room(3, 3, 1, 0):
+        assert time.monotonic() < deadline
+    assert has_room(3, 2, 1, 0)
+    ray.kill(other)
+    assert has_room(3, 3, 1, 0)

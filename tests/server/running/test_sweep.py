@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from ray.cluster_utils import Cluster
 
 from fedbilevel.config.tables import Config, check
+from fedbilevel.errors import RunFailed
 from fedbilevel.results import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import Job
@@ -118,3 +120,16 @@ def test_a_run_whose_process_dies_every_time_fails_alone(cluster: Cluster, tmp_p
     assert re.search(r"^victim, seed 3: its process has died 3 times in a row", str(failures[0][1]))
     assert ("failed", "victim", 3) in killer.all
     assert ("ended", "joint", 3) in killer.all
+
+
+def test_a_sweep_that_cannot_begin_says_whether_it_lacks_room_or_time(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No machine has a GPU; and a run that has room, but of which nothing is heard, is slow."""
+    tables = {**PARTIAL, "engine": {"gpus": 1.0, "patience": 2.0}}
+    with pytest.raises(RunFailed, match=r"^no capacity: within 2 s Ray has found no 1 CPU and 1 GPU for a run$"):
+        Sweep(check(tables), RunDirectory.create(tmp_path / "gpu"), Observer(), jobs=2).run()
+    monkeypatch.setattr(ray, "wait", lambda references, **how: ([], list(references)))
+    tables["engine"] = {"patience": 0.5}
+    with pytest.raises(RunFailed, match=r"^slow start: no run has begun within 0.5 s; engine.patience sets how long"):
+        Sweep(check(tables), RunDirectory.create(tmp_path / "slow"), Observer(), jobs=2).run()
