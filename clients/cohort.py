@@ -273,6 +273,14 @@ class Cohort:
         rows = self._rows("lower", y, batch)
         return derivatives.hvp(self.held.problem, x, y, v, self._prepared("lower", x, rows, y), rows.weights)
 
+    def sketched_hessian(self, x: Tensor, y: Tensor, examples: int) -> Tensor:
+        """H of a pooled cohort, on about so many of its lower examples alone, written down: [dy, dy]."""
+        rows = self._own("lower", y.dtype)
+        stride = max(1, len(rows.weights) // examples)
+        prepared = map_examples(lambda tensor: tensor[::stride], self._prepared("lower", x, rows, y))
+        weights = rows.weights[::stride] * (rows.weights.sum() / rows.weights[::stride].sum())
+        return derivatives.dense_hessian(self.held.problem, x, y, prepared, weights)
+
     def upper_gradient_x(self, x: Tensor, y: Tensor, batch: Batch | None = None) -> Tensor:
         """`fx_i(x, y)`."""
         return self._gradient_x("upper", x, y, self._rows("upper", y, batch))

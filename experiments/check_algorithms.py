@@ -21,9 +21,9 @@ from fedbilevel.errors import RunFailed
 from fedbilevel.federation.participation import Population
 from fedbilevel.problem import Problem
 from fedbilevel.reference.comparison import relative
+from server.evaluation.directions import directions
 from server.kit.algorithm import State
 from server.kit.meta import TaskOptions
-from server.running.directions import directions
 from server.running.plan import Job
 
 HELD = 100

@@ -9,9 +9,9 @@ from fedbilevel.config.tables import Config
 from fedbilevel.problem import Problem
 from fedbilevel.results.history import Row
 from fedbilevel.tasks import is_local
+from server.evaluation.solution import every, seconds, size
 from server.running.plan import Job, unread
 from server.running.run import initial
-from server.running.solution import every, seconds, size
 
 
 def before(config: Config, jobs: list[Job]) -> list[str]:

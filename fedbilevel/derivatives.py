@@ -17,6 +17,8 @@ from torch.func import grad, vmap
 from fedbilevel.problem import Examples, Problem
 
 Level = Literal["lower", "upper"]
+_TOGETHER = 64
+"""Rows of a dense Hessian that are computed at one time."""
 
 
 def prepare(problem: Problem, x: Tensor, examples: Examples) -> Examples:
@@ -97,6 +99,14 @@ def hvp(problem: Problem, x: Tensor, y: Tensor, v: Tensor, prepared: Examples, w
 
     value: Tensor = _rows(single, weights, prepared, x, y, v)
     return value
+
+
+def dense_hessian(problem: Problem, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
+    """`H` at one common point, written down row by row, some together: [dy, dy], for dimensions that allow it."""
+    rows: Tensor = vmap(lambda v: hvp(problem, x, y, v, prepared, weights), chunk_size=_TOGETHER)(
+        torch.eye(len(y)).to(y)
+    )
+    return rows
 
 
 def hessian(loss: Callable[[Tensor], Tensor], y: Tensor) -> Callable[[Tensor], Tensor]:

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
+from fedbilevel.problems import thin
 
 Prepared = dict[str, Tensor]
 
@@ -101,7 +102,7 @@ class HyperRepresentation:
     def _logits(self, y: Tensor, feature: Tensor) -> Tensor:
         """The logits [..., classes, n]: with the examples last, a softmax over few classes is vectorised."""
         weight, bias = self._head(y)
-        return weight @ feature.mT + bias
+        return thin.outputs(weight, feature) + bias
 
     # ---- the problem ----
 
@@ -137,7 +138,7 @@ class HyperRepresentation:
     @staticmethod
     def _head_gradient(cotangent: Tensor, feature: Tensor) -> Tensor:
         """Flatten the head's gradient from that of the logits."""
-        return torch.cat([(cotangent @ feature).flatten(-2), cotangent.sum(-1)], dim=-1)
+        return torch.cat([thin.inputs(cotangent, feature).flatten(-2), cotangent.sum(-1)], dim=-1)
 
     def linearise(self, x: Tensor, y: Tensor, prepared: Prepared) -> Prepared:
         """The probabilities of every example, [n, classes], beside what depends on x alone."""

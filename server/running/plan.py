@@ -21,10 +21,10 @@ from fedbilevel.results.history import SOLUTION_COLUMNS
 from fedbilevel.results.targets import Target, column_of, hold_targets
 from fedbilevel.tasks import is_local
 from fedbilevel.user_files import names_file, source_of
+from server.evaluation.solution import every
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
 from server.running.run import Run, initial
-from server.running.solution import every
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import data_dtype
 from fedbilevel.results.history import Row
 from fedbilevel.tasks import is_local
+from server.evaluation.rows import Evaluator
+from server.evaluation.solution import every
 from server.kit.algorithm import Algorithm, State
 from server.kit.options import Options
 from server.running.checkpoints import Checkpoint
 from server.running.estimate import estimate
-from server.running.evaluation import Evaluator
-from server.running.solution import every
 
 MOST_WAITS = 10_000
 """An iteration may wait so many times, on average, until a client is there."""

@@ -18,8 +18,9 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import is_measure_name
 from fedbilevel.results.history import SOLUTION_COLUMNS, Row
 from fedbilevel.tasks import is_local
+from server.evaluation.lower_level import NoSolution
+from server.evaluation.solution import Solver, every
 from server.kit.algorithm import Algorithm, State
-from server.running.solution import NoSolution, Solver, every
 
 
 class Evaluator:
@@ -110,7 +111,7 @@ class Evaluator:
             cells["value"], cells["gradient_norm"] = here.value, float(torch.linalg.vector_norm(here.gradient))
             cells["value_accuracy"] = self._judged(self._solver.problem, state.x.double(), here.y).get("test_accuracy")
             if used is not None and state.hypergradient is not None:
-                gradient = self._solver.at(used, here.y, here.v).gradient
+                gradient = self._solver.gradient(used, here)
                 norm = float(torch.linalg.vector_norm(gradient))
                 error = float(torch.linalg.vector_norm(state.hypergradient.double().cpu() - gradient.cpu()))
                 cells["hypergradient_error"] = error / norm if norm > 0 else None

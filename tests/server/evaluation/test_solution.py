@@ -14,8 +14,9 @@ from fedbilevel import BadInput, ClientData, simulate
 from fedbilevel.data import federate
 from fedbilevel.problems import HyperRepresentation, Quadratic
 from fedbilevel.problems.inspection import convert
+from server.evaluation.lower_level import NoSolution
+from server.evaluation.solution import SMALL, Solver, every, size
 from server.running.run import initial
-from server.running.solution import SMALL, NoSolution, Solver, every, size
 
 COLUMNS = ("value", "value_accuracy", "gradient_norm", "hypergradient_error")
 
