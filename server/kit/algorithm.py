@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from clients.methods import methods
@@ -18,20 +19,25 @@ from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import Problem
 from fedbilevel.tasks import is_local
 from fedbilevel.user_files import UserFile, file_of, is_users, module_of, names_file
-from server.kit.options import Options
+from server.kit.optimisers import Moments, moved, plain
+from server.kit.options import Options, UpperOptions
 
 
 @dataclass(frozen=True)
 class State:
     """What every algorithm carries from one outer iteration to the next; algorithms add their own vectors.
 
-    hypergradient: the direction in which x was moved last (None before the first iteration); index: Q or N' if drawn.
+    hypergradient: the direction in which x was moved last (None before the first iteration); index: Q or N' if drawn;
+    first, second, steps: what the server's optimiser carries, and how many steps it has made.
     """
 
     x: Tensor
     y: Tensor
     hypergradient: Tensor | None = None
     index: int | None = None
+    first: Tensor | None = None
+    second: Tensor | None = None
+    steps: int = 0
 
 
 S = TypeVar("S", bound=State)
@@ -89,7 +95,9 @@ class Entry:
     def build(self, options: Options) -> Algorithm[Any]:
         """Build the algorithm from checked options. Raises BadInput for a factory of the user's own that fails."""
         with users_code(lambda said: BadInput("algorithm", self.name, f"a factory that runs, but it raised {said}")):
-            return self.factory(options)
+            options.hold()
+            algorithm = self.factory(options)
+        return optimised(algorithm, options) if isinstance(options, UpperOptions) else algorithm
 
     @property
     def file(self) -> UserFile | None:
@@ -106,6 +114,27 @@ class Entry:
     def parse(self, options: Mapping[str, Any], key: str = "options") -> Options:
         """The options, checked. Raises BadInput."""
         return validated(self.options, options, key)
+
+
+def optimised(algorithm: Algorithm[S], o: UpperOptions) -> Algorithm[S]:
+    """Let the server take the algorithm's x step by its optimiser: plain ones change nothing, to the bit.
+
+    The direction is the hypergradient where x moved along it, else, after local steps, (x - x_next) / alpha.
+    """
+    if plain(o):
+        return algorithm
+
+    def step(state: S, fed: Federation) -> S:
+        done = algorithm.step(state, fed)
+        h = done.hypergradient
+        if h is None or not torch.equal(done.x, state.x - o.upper_step * h):
+            h = displacement(state.x, done.x, o.upper_step)
+        if h is None:  # alpha = 0
+            return done
+        x, after = moved(state.x, h, Moments(state.first, state.second, state.steps), o)
+        return replace(done, x=x, first=after.first, second=after.second, steps=after.steps)
+
+    return replace(algorithm, step=step)
 
 
 _TABLE: dict[str, Entry] = {}

@@ -6,11 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.federation.systems import LocalSteps as LocalStepsSpec
-from fedbilevel.strict import MOST, PositiveInt, Strict
+from fedbilevel.strict import MOST, Positive, PositiveInt, Strict
 
 Step = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = PositiveInt
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 UpperStep = Annotated[Step, Field(description="alpha: step size of x")]
 LowerStep = Annotated[Step, Field(description="beta: step size of y")]
@@ -46,14 +48,49 @@ class Options(Strict):
 
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
 
+    def hold(self) -> None:
+        """Raises BadInput, naming an option below `options`, for values that do not go together."""
+
     def hold_local(self) -> None:
         """Raises BadInput for a value that cannot be used where the lower level is local."""
 
 
-class NestOptions(Options):
-    """What FedNest and its local variants share."""
+class UpperOptions(Options):
+    """What an algorithm takes whose x step the server can make in several ways (see `server/kit/optimisers.py`)."""
 
     upper_step: UpperStep = 0.1
+    upper_optimiser: Annotated[
+        Literal["sgd", "momentum", "adam", "adamomentum", "yogi"],
+        Field(description="how the server steps along the direction of x"),
+    ] = "sgd"
+    upper_beta1: Annotated[Decay, Field(description="b1: decay of the first moment of upper_optimiser")] = 0.9
+    upper_beta2: Annotated[Decay, Field(description="b2: decay of the second moment of upper_optimiser")] = 0.999
+    upper_epsilon: Annotated[Positive, Field(description="eps of upper_optimiser")] = 1e-8
+    upper_schedule: Annotated[
+        Literal["constant", "halving", "cosine", "inverse_sqrt"],
+        Field(
+            description="alpha after t steps, k = upper_period: halved every k, (1 + cos(pi t/k))/2, (1 + t/k)^(-1/2)"
+        ),
+    ] = "constant"
+    upper_period: Annotated[
+        Count | None, Field(description="k of upper_schedule, in outer iterations; inverse_sqrt: 1 by default")
+    ] = None
+    upper_weight_decay: Annotated[Step, Field(description="a step of x also takes alpha times this share off x")] = 0.0
+
+    def hold(self) -> None:
+        """Raises BadInput for a schedule without its period, and for a period that nothing reads."""
+        super().hold()
+        if self.upper_schedule in ("halving", "cosine") and self.upper_period is None:
+            allowed = f'an integer of at least 1 with upper_schedule = "{self.upper_schedule}"'
+            raise BadInput("options.upper_period", NOTHING, allowed)
+        if self.upper_schedule == "constant" and self.upper_period is not None:
+            allowed = "a period with an upper_schedule that is not constant: halving, cosine or inverse_sqrt"
+            raise BadInput("options.upper_period", self.upper_period, allowed)
+
+
+class NestOptions(UpperOptions):
+    """What FedNest and its local variants share."""
+
     lower_step: LowerStep = 0.1
     neumann_step: NeumannStep = None
     lower_rounds: LowerRounds = 1

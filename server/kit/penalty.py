@@ -12,7 +12,7 @@ from server.kit import options
 from server.kit.meta import MetaOptions, TaskOptions
 
 
-class PenaltyOptions(options.Options):
+class PenaltyOptions(options.UpperOptions):
     """F2SA's and MemFBO's common options.
 
     With L, mu the lower level's smoothness and strong convexity, the matched steps are eta_z = 2/(L + mu) and
@@ -20,7 +20,6 @@ class PenaltyOptions(options.Options):
     lower_step / (1 + lam).
     """
 
-    upper_step: options.UpperStep = 0.1
     lower_step: Annotated[options.Step, Field(description="eta_z: step size of z, the lower-level iterate")] = 0.1
     penalised_lower_step: Annotated[
         options.Step | None, Field(description="eta_y: step size of y; default: lower_step / (1 + penalty)")

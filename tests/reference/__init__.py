@@ -15,6 +15,7 @@ from typing import Any
 from fedbilevel.problems import Quadratic
 from tests.reference.federation import ALGORITHMS, Entry, Memory, Round
 from tests.reference.quadratic import Client, Dense, Vector, clients_of
+from tests.reference.server import Server
 
 __all__ = ["ALGORITHMS", "Client", "Dense", "Entry", "clients_of", "run"]
 
@@ -44,11 +45,14 @@ def run(
     o.setdefault("neumann_step", o.get("lower_step"))
     for key in {"local_steps", "upper_local_steps"} & o.keys():
         o[key] = [o[key]] * m if isinstance(o[key], int) else list(o[key])
-    memory, entries = Memory(), []
+    memory, entries, server = Memory(), [], Server(o)
+    plain = not {"upper_optimiser", "upper_schedule", "upper_weight_decay"} & set(options)
     for k in range(iterations):
         memory.k = k
         fed = Round(clients, range(m) if sets is None else sets[k], unbiased)
         entry = step(fed, x, y, memory, o)
+        if not plain:
+            entry = entry._replace(x=server.step(x, (x - entry.x) / o["upper_step"]))
         x, y = entry.x, entry.y
         entries.append(entry)
     return entries

@@ -21,11 +21,10 @@ from server.kit.algorithm import Algorithm, State, algorithm, draw_index
 from server.kit.subroutines import fed_out, fed_out_rounds, svrg_finish, svrg_rounds
 
 
-class Options(options.Options):
+class Options(options.UpperOptions):
     """Options of `aggitd`. T of the lower level and N of the estimate are one number: `lower_rounds`."""
 
     aliases = (("lower_rounds", "neumann_terms"),)
-    upper_step: options.UpperStep = 0.1
     lower_step: options.LowerStep = 0.1
     neumann_step: options.NeumannStep = None
     lower_rounds: Annotated[

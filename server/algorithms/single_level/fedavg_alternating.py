@@ -11,10 +11,9 @@ from server.kit.algorithm import Algorithm, State, algorithm, displacement
 from server.kit.subroutines import fed_inn
 
 
-class Options(options.Options):
+class Options(options.UpperOptions):
     """Options of `fedavg-alternating`."""
 
-    upper_step: options.UpperStep = 0.1
     lower_step: options.LowerStep = 0.1
     lower_rounds: options.LowerRounds = 1
     local_steps: options.LocalSteps = 1

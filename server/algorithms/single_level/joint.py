@@ -13,10 +13,9 @@ from server.kit import options
 from server.kit.algorithm import Algorithm, State, algorithm, displacement
 
 
-class Options(options.Options):
+class Options(options.UpperOptions):
     """Options of `joint`."""
 
-    upper_step: options.UpperStep = 0.1
     lower_step: options.LowerStep = 0.1
     lower_weight: Annotated[options.Step, Field(description="c: weight of the lower loss beside the upper loss")] = 1.0
     local_steps: options.LocalSteps = 1

@@ -24,7 +24,8 @@ name = "quadratic_tasks"
 clients = 5
 [options]
 upper_optimiser = "adam"
-upper_halving = 4
+upper_schedule = "halving"
+upper_period = 4
 tasks_per_client = 2
 evaluation_tasks = 20
 [algorithms.maml]

@@ -1,0 +1,88 @@
+"""How the server steps along a direction: its optimiser, the schedule of its step, and weight decay.
+
+Whatever an algorithm does to find the direction h of its x step, `upper_optimiser` says what is done with it.
+torch.optim has most of these; its moments are changed in place, where a state is frozen, and its last bits differ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from server.kit.options import UpperOptions
+
+
+@dataclass(frozen=True)
+class Moments:
+    """first, second: m and s, None before the first step; steps: how many were made."""
+
+    first: Tensor | None = None
+    second: Tensor | None = None
+    steps: int = 0
+
+
+def plain(o: UpperOptions) -> bool:
+    """Whether the server's step is x - alpha h and nothing else."""
+    return o.upper_optimiser == "sgd" and o.upper_schedule == "constant" and o.upper_weight_decay == 0.0
+
+
+def scheduled(o: UpperOptions, t: int) -> float:
+    """The factor of alpha after t steps: 1, 2^(-t/k), (1 + cos(pi min(t/k, 1)))/2, or (1 + t/k)^(-1/2), k the period.
+
+    >>> from server.kit.options import UpperOptions
+    >>> halving = UpperOptions(upper_schedule="halving", upper_period=10)
+    >>> [scheduled(halving, t) for t in (0, 10, 20)]
+    [1.0, 0.5, 0.25]
+    """
+    k = o.upper_period or 1
+    if o.upper_schedule == "halving":
+        return float(2.0 ** (-t / k))
+    if o.upper_schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(t / k, 1.0)))
+    return (1.0 + t / k) ** -0.5 if o.upper_schedule == "inverse_sqrt" else 1.0
+
+
+def moved(x: Tensor, h: Tensor, moments: Moments, o: UpperOptions) -> tuple[Tensor, Moments]:
+    """One step from x along h [dx each]: the next x, and the moments after it.
+
+    b1, b2 = upper_beta1, upper_beta2; eps = upper_epsilon; alpha = upper_step, by the schedule.
+    """
+    alpha = o.upper_step * scheduled(o, moments.steps)
+    direction, after = _direction(h, moments, o)
+    x_next = x - alpha * direction
+    if o.upper_weight_decay > 0.0:  # decoupled: Loshchilov & Hutter, ICLR 2019
+        x_next = x_next - alpha * o.upper_weight_decay * x
+    return x_next, after
+
+
+def _direction(h: Tensor, moments: Moments, o: UpperOptions) -> tuple[Tensor, Moments]:
+    b1, b2, eps, t = o.upper_beta1, o.upper_beta2, o.upper_epsilon, moments.steps + 1
+    m = torch.zeros_like(h) if moments.first is None else moments.first
+    s = torch.zeros_like(h) if moments.second is None else moments.second
+    if o.upper_optimiser == "sgd":
+        return h, Moments(steps=t)
+    if o.upper_optimiser == "momentum":  # m = b1 m + h (Polyak's heavy ball)
+        m = b1 * m + h
+        return m, Moments(m, None, t)
+    m = b1 * m + _rest(b1) * h
+    if o.upper_optimiser == "adam":  # s = b2 s + (1-b2) h^2 (Kingma & Ba, ICLR 2015)
+        s = b2 * s + _rest(b2) * h * h
+    elif o.upper_optimiser == "yogi":  # s = s - (1-b2) sign(s - h^2) h^2 (Reddi et al., ICLR 2021)
+        s = s - _rest(b2) * torch.sign(s - h * h) * h * h
+    else:  # s = b2 s + (1-b2) m^2 + eps: the momentum is squared (AdaMomentum: Wang et al., 2021; our reading)
+        s = b2 * s + _rest(b2) * m * m + eps
+        return (m / (1 - b1**t)) / (s / (1 - b2**t)).sqrt(), Moments(m, s, t)
+    return (m / (1 - b1**t)) / ((s / (1 - b2**t)).sqrt() + eps), Moments(m, s, t)
+
+
+def _rest(b: float) -> float:
+    """1 - b in decimals: 0.1 for 0.9, where binary subtraction gives 0.09999999999999998.
+
+    >>> _rest(0.999)
+    0.001
+    """
+    return float(1 - Fraction(repr(b)))
