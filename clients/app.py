@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.node import Node, Setting
 from fedbilevel.config.setup import Setup
 from fedbilevel.errors import ClientFailed
-from fedbilevel.federation.messages import Reply, Request
+from fedbilevel.federation.messages import Kept, Reply, Request
 
 NodeFor = Callable[[str], Node]
 """From the setup that every message carries (`Setup` as JSON) to the node that answers."""
@@ -101,9 +101,15 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
     decoded.keep(session, alive)
     if missing := [name for name, token in tokens.items() if str(token) not in held]:
         raise _Missing(missing)
+    rows = content.array_records.get("own", ArrayRecord())
+    own = {name: Kept(tensor_from_array(rows[name]), _booleans(record[f"known {name}"])) for name in rows}
     request = Request(
         operations=tuple(what["operations"]),
         clients=_integers(record["clients"]),
+        cut=frozenset(what["cut"]),
+        ends=_integers(record["ends"]) if "ends" in record else None,
+        skip=int(str(record.get("skip", 0))),
+        own=own,
         tensors={name: decoded.tensor(name, token, held) for name, token in tokens.items()},
         tokens=tokens,
         options=what["options"],
@@ -130,7 +136,10 @@ def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) ->
 
 def _packed(reply: Reply) -> RecordDict:
     sums = {f"{i}.{j}": array_from_tensor(t) for i, outputs in enumerate(reply.sums) for j, t in enumerate(outputs)}
-    return RecordDict({"sums": ArrayRecord(sums), "weight": MetricRecord({"weight": reply.weight})})
+    content = RecordDict({"sums": ArrayRecord(sums), "weight": MetricRecord({"weight": reply.weight})})
+    if own := {str(i): array_from_tensor(rows) for i, rows in enumerate(reply.own) if rows is not None}:
+        content["own"] = ArrayRecord(own)
+    return content
 
 
 def _failed(error: BaseException) -> RecordDict:
@@ -143,6 +152,11 @@ def _failed(error: BaseException) -> RecordDict:
 def _integers(value: object) -> np.ndarray:
     assert isinstance(value, bytes)
     return np.frombuffer(value, dtype=np.int64)
+
+
+def _booleans(value: object) -> np.ndarray:
+    assert isinstance(value, bytes)
+    return np.frombuffer(value, dtype=np.bool_)
 
 
 # ---- a tensor as a Flower `Array`, and back: the one home of the conversion ----

@@ -7,7 +7,8 @@ client's own path needs the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from clients.tasks import TaskBatch
 from fedbilevel import derivatives, randomness
+from fedbilevel.blocks import OWN, Blocks
 from fedbilevel.derivatives import Level
 from fedbilevel.federation.systems import BatchSize, LocalSteps, local_steps
 from fedbilevel.problem import Examples, Problem, Ragged, leaves, map_examples
@@ -76,16 +78,30 @@ class Held:
     clients: NDArray[np.int64]
     weights: NDArray[np.float64]
     levels: dict[Level, Ragged]
+    blocks: Blocks | None = None
     prepared: dict[tuple[Level, str], tuple[tuple[object, ...], Examples]] = field(default_factory=dict)
     full_rows: dict[Level, Rows] = field(default_factory=dict)
     pooled_rows: dict[Level, Rows] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, clients: NDArray[np.int64]) -> Held:
-        """Gather the examples of the clients named, in that order."""
-        data = problem.clients
-        levels: dict[Level, Ragged] = {"lower": data.lower.take(clients), "upper": data.upper.take(clients)}
-        return cls(problem, clients, data.weights[clients], levels)
+        """Gather the examples of the clients named, in that order.
+
+        Where x falls into blocks of the clients' own, places in x become places in the blocks of these clients.
+        """
+        data, blocks = problem.clients, problem.clients.blocks
+        lower, upper = data.each(lambda level: level.take(clients))
+        levels: dict[Level, Ragged] = {"lower": lower, "upper": upper}
+        if blocks is None:
+            return cls(problem, clients, data.weights[clients], levels)
+        within = blocks.of_clients(clients)
+        for level, held in levels.items():
+            if isinstance(held.values, Mapping) and OWN in held.values:
+                shift = np.repeat(within.offsets[:-1] - blocks.offsets[clients], held.sizes)
+                own = held.values[OWN]
+                moved = own + torch.from_numpy(shift).to(own.device) if bool(shift.any()) else own
+                levels[level] = Ragged({**held.values, OWN: moved}, held.offsets)
+        return cls(problem, clients, data.weights[clients], levels, within)
 
 
 class Cohort:
@@ -107,6 +123,34 @@ class Cohort:
     def spread(self, vector: Tensor) -> Tensor:
         """One copy of a common vector per client, [S, d]; a pooled cohort keeps the one."""
         return vector if self.pooled else vector.expand(len(self), -1)
+
+    def spread_x(self, x: Tensor) -> Tensor:
+        """One copy of x per client, or the block that is its own [S, the largest block], zeros behind it."""
+        if self.pooled or self.held.blocks is None:
+            return self.spread(x)
+        rows = x.new_zeros(self._inside.shape)
+        rows[self._inside] = x
+        return rows
+
+    def beside_rows(self, x: Tensor) -> Tensor:
+        """A common vector of the dimension of x, such that it can stand beside rows of `spread_x`."""
+        return x if self.pooled or self.held.blocks is None else self.spread_x(x)
+
+    def joined(self, x: Tensor) -> Tensor:
+        """The clients' blocks one after another, from a row for each; what is so already stays."""
+        return x if x.ndim == 1 else x[self._inside]
+
+    def share_of_x(self, weights: Tensor) -> Tensor:
+        """The weight of the client that owns it for each entry of these blocks."""
+        assert self.held.blocks is not None
+        return weights.repeat_interleave(torch.from_numpy(self.held.blocks.sizes).to(weights.device))
+
+    @functools.cached_property
+    def _inside(self) -> Tensor:
+        """Which entries of a row for each client are of its block."""
+        assert self.held.blocks is not None
+        sizes = self.held.blocks.sizes
+        return self._tensor(np.arange(int(sizes.max()))[None, :] < sizes[:, None])
 
     # ---- which examples ----
 
@@ -210,9 +254,14 @@ class Cohort:
 
     # ---- what does not depend on y ----
 
-    def _examples(self, level: Level, rows: Rows) -> Examples:
+    def _examples(self, level: Level, rows: Rows, x: Tensor) -> Examples:
+        """The examples of some rows; where each client has an x of its own, places are those in its own block."""
         values, index = self.held.levels[level].values, rows.index
-        return values if index is None else map_examples(lambda tensor: _take(tensor, index), values)
+        taken = values if index is None else map_examples(lambda tensor: _take(tensor, index), values)
+        if x.ndim == 1 or self.held.blocks is None or not (isinstance(taken, Mapping) and OWN in taken):
+            return taken
+        starts = torch.from_numpy(self.held.blocks.offsets[:-1]).to(self.device)
+        return {**taken, OWN: taken[OWN] - starts[:, None]}
 
     def _prepared(self, level: Level, x: Tensor, rows: Rows, y: Tensor | None = None) -> Examples:
         """Prepared examples for x: once per x for all examples of a common x, then rows are taken from them.
@@ -238,7 +287,7 @@ class Cohort:
         return self._kept((level, f"rows {key[1]}"), (flat, index), taken) if everything else taken()
 
     def _prepare(self, level: Level, x: Tensor, rows: Rows | None) -> Examples:
-        values = self.held.levels[level].values if rows is None else self._examples(level, rows)
+        values = self.held.levels[level].values if rows is None else self._examples(level, rows, x)
         return derivatives.prepare(self.held.problem, x, values)
 
     def _kept(self, key: tuple[Level, str], of: tuple[object, ...], make: Callable[[], Examples]) -> Examples:
@@ -290,13 +339,13 @@ class Cohort:
         return self._gradient_x("lower", x, y, self._rows("lower", y, batch))
 
     def _gradient_x(self, level: Level, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
-        examples, prepared = self._examples(level, rows), self._prepared_for_x(level, x, y, rows)
+        examples, prepared = self._examples(level, rows, x), self._prepared_for_x(level, x, y, rows)
         return derivatives.gradient_x(self.held.problem, level, x, y, examples, prepared, rows.weights)
 
     def cross_vjp(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None) -> Tensor:
         """`J_i v` = d/dx <grad_y g_i(x, y), v>."""
         rows = self._rows("lower", y, batch)
-        examples, prepared = self._examples("lower", rows), self._prepared_for_x("lower", x, y, rows)
+        examples, prepared = self._examples("lower", rows, x), self._prepared_for_x("lower", x, y, rows)
         return derivatives.cross_vjp(self.held.problem, x, y, v, examples, prepared, rows.weights)
 
     def mean_hypergradient(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch) -> Tensor:
@@ -305,7 +354,7 @@ class Cohort:
         share = self._tensor(self.held.weights / self.held.weights.sum(), x.dtype)[:, None]
         assert upper.index is not None
         flat = Rows(upper.index.flatten(), (upper.weights * share).flatten())
-        examples, prepared = self._examples("lower", lower), self._prepared("lower", x, lower, y)
+        examples, prepared = self._examples("lower", lower, x), self._prepared("lower", x, lower, y)
         cross = derivatives.cross_vjp_sum(self.held.problem, x, y, v, examples, prepared, lower.weights * share)
         return self._gradient_x("upper", x, y, flat) - cross
 

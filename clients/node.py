@@ -14,7 +14,7 @@ from clients.cohort import Cohort, Draw, Held
 from clients.operations import OPERATIONS, Operation
 from fedbilevel.config.setup import Setup
 from fedbilevel.errors import ClientFailed
-from fedbilevel.federation.messages import Reply, Request
+from fedbilevel.federation.messages import Kept, Reply, Request
 from fedbilevel.federation.systems import BatchSize
 from fedbilevel.machine.device import Device, chosen, placed
 from fedbilevel.problem import Problem
@@ -55,6 +55,7 @@ class Node:
         self.device = chosen(setting.device)
         self.problem, self.setting = placed(problem, self.device), setting
         self._on_device: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._parts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._held: dict[bytes, Held] = {}
 
     def answer(self, request: Request) -> Reply:
@@ -63,17 +64,33 @@ class Node:
         Raises ClientFailed, naming the first client that fails on its own, if an operation raises.
         """
         held = self._gather(request.clients)
-        request = replace(request, tensors={name: self._here(tensor) for name, tensor in request.tensors.items()})
-        sums = []
+        tensors = {name: self._here(self._mine(name, tensor, request)) for name, tensor in request.tensors.items()}
+        own = {name: Kept(kept.rows.to(self.device), kept.known) for name, kept in request.own.items()}
+        request = replace(request, tensors=tensors, own=own, skip=0)
+        sums, kept_now = [], []
         for key in request.operations:
             operation = OPERATIONS[key]
             try:
-                sums.append(self._sums(operation, held, request))
+                outputs, kept = self._sums(operation, held, request)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a user's loss may even leave the program
                 raise self._blame(operation, request, error) from error
-        return Reply(tuple(sums), float(held.weights.sum()))
+            sums.append(outputs)
+            kept_now.append(kept)
+        return Reply(tuple(sums), float(held.weights.sum()), tuple(kept_now))
+
+    def _mine(self, name: str, tensor: Tensor, request: Request) -> Tensor:
+        """The vector, or of blocks of x those of the request's clients: the same object for as long as it lives."""
+        if name not in request.cut or request.ends is None:
+            return tensor
+        span = (request.skip, int(request.ends[-1]))
+        if span == (0, len(tensor)):
+            return tensor
+        if tensor not in self._parts or self._parts[tensor][0] != span:
+            self._parts[tensor] = (span, tensor[span[0] : span[1]])
+        part: Tensor = self._parts[tensor][1]
+        return part
 
     def _here(self, tensor: Tensor) -> Tensor:
         """The vector on this node's device: the same tensor object for as long as the one that came lives."""
@@ -92,26 +109,55 @@ class Node:
             del self._held[next(iter(self._held))]
         return held
 
-    def _sums(self, operation: Operation, held: Held, request: Request) -> tuple[Tensor, ...]:
-        """Per output: sum p_i u_i in float64, from the mean over the cohort [d] or from one row per client [S, d]."""
+    def _sums(self, operation: Operation, held: Held, request: Request) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Per output sum p_i u_i in float64, from the mean over the cohort [d] or from one row per client [S, d]; and
+        what the clients keep.
+
+        In the space of an x that falls into blocks of the clients' own it is p_i times the client's own block, of an
+        iterate p_i times its displacement there.
+        """
         setting = self.setting
         draw = Draw(setting.seed, request.round, operation.name, setting.batch, setting.gradient_batch)
-        pooled = operation.linear(request.options)
+        blocks = held.blocks
+        pooled = operation.linear(request.options) and (blocks is None or not any(operation.along))
+        cohort = Cohort(held, draw, pooled=pooled)
+        kept = None
         with torch.no_grad():
-            outputs = operation(Cohort(held, draw, pooled=pooled), request.tensors, request.options)
+            outputs = operation(cohort, request.tensors, request.options, request.own)
+            if operation.keeps is not None:
+                *most, kept = outputs
+                outputs, kept = tuple(most), kept.cpu()
         weights = torch.as_tensor(held.weights, device=outputs[0].device)
 
         def total(u: Tensor) -> Tensor:
             summed = weights @ u.double() if u.ndim == 2 else u.to(torch.float64, copy=True).mul_(weights.sum())
             return summed.cpu()
 
-        return tuple(total(u) for u in outputs)
+        if blocks is None or not any(operation.gives):
+            return tuple(total(u) for u in outputs), kept
+        about = operation.about if len(operation.about) == len(outputs) else operation.about * len(outputs)
+        sums = []
+        for u, start, of_x in zip(outputs, about, operation.gives, strict=True):
+            if not of_x:
+                sums.append(total(u))
+                continue
+            moved = cohort.joined(u).double()
+            if start is not None:
+                moved = moved - request.tensors[start].double()
+            sums.append((moved * (weights.sum() if u.ndim == 1 else cohort.share_of_x(weights))).cpu())
+        return tuple(sums), kept
+
+    def _alone(self, request: Request, client: np.int64) -> Request:
+        """The same request to one client."""
+        alone = request.of(np.array([client]))
+        mine = {name: self._mine(name, tensor, alone) for name, tensor in request.tensors.items()}
+        return replace(alone, tensors=mine, skip=0)
 
     def _blame(self, operation: Operation, request: Request, error: BaseException) -> ClientFailed:
         where = f"{len(request.clients)} clients together"
         for client in request.clients:
             try:
-                self._sums(operation, Held.of(self.problem, np.array([client])), request)
+                self._sums(operation, Held.of(self.problem, np.array([client])), self._alone(request, client))
             except KeyboardInterrupt:
                 raise
             except BaseException as own:

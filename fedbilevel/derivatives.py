@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fedbilevel.problem import Examples, Problem
+from fedbilevel.problem import Examples, Problem, has_one_loss, loss_of
 
 Level = Literal["lower", "upper"]
 _TOGETHER = 64
@@ -36,8 +36,7 @@ def linearise(problem: Problem, x: Tensor, y: Tensor, prepared: Examples) -> Exa
 
 
 def _loss(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
-    losses: Tensor = getattr(problem, level)(x, y, prepared)
-    return (losses * weights).sum()
+    return (loss_of(problem, level)(x, y, prepared) * weights).sum()
 
 
 def _through_x(problem: Problem, level: Level, x: Tensor, y: Tensor, examples: Examples, weights: Tensor) -> Tensor:
@@ -60,10 +59,11 @@ def losses(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examp
 
 def gradient_y(problem: Problem, level: Level, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:
     """`gy` (level "lower") or `fy` (level "upper"): the gradient in y, shape [dy] or [S, dy]."""
-    closed = getattr(problem, "lower_gradient" if level == "lower" else "upper_gradient_y", None)
+    negative = level == "lower" and has_one_loss(problem)
+    closed = getattr(problem, "lower_gradient" if level == "lower" and not negative else "upper_gradient_y", None)
     if closed is not None:
         result: Tensor = closed(x, y, prepared, weights)
-        return result
+        return -result if negative else result
 
     def single(x: Tensor, y: Tensor, e: Examples, w: Tensor) -> Tensor:
         return torch.as_tensor(grad(lambda y: _loss(problem, level, x, y, e, w))(y))
@@ -128,10 +128,11 @@ def gradient_x(
     problem: Problem, level: Level, x: Tensor, y: Tensor, examples: Examples, prepared: Examples, weights: Tensor
 ) -> Tensor:
     """`gx` or `fx`: the gradient in x with y held, through `prepare`, shape [dx] or [S, dx]."""
-    closed = getattr(problem, "upper_gradient_x", None) if level == "upper" else None
+    negative = level == "lower" and has_one_loss(problem)
+    closed = getattr(problem, "upper_gradient_x", None) if level == "upper" or negative else None
     if closed is not None and x.ndim == 1 and y.ndim == 1 and weights.ndim == 1:
         result: Tensor = closed(x, y, examples, prepared, weights)
-        return result
+        return -result if negative else result
 
     def single(x: Tensor, y: Tensor, e: Examples, w: Tensor) -> Tensor:
         return torch.as_tensor(grad(lambda x: _through_x(problem, level, x, y, e, w))(x))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fedbilevel.blocks import Blocks
 from fedbilevel.errors import BadInput
 
 Examples = Any
@@ -26,7 +27,9 @@ Examples = Any
 class Problem(Protocol):
     """A federated bilevel problem: min_x sum_i p_i f_i(x, y*(x)), y*(x) = argmin_y sum_i p_i g_i(x, y).
 
-    Required are two losses, a start, an evaluation and the clients' data. Optional, found by name:
+    Required are two losses, a start, an evaluation and the clients' data. A problem without a method `lower` has one
+    loss, `upper`: it is the minimax problem min_x max_y sum_i p_i f_i(x, y), whose lower loss is g = -f on the same
+    examples (`ClientData.single`). Optional, found by name:
 
     * `prepare(x, examples) -> prepared` computes what does not depend on y (a representation). It is called once per x;
       `lower` and `upper` then receive its result in place of the examples, and derivatives in x pass through it.
@@ -60,6 +63,26 @@ class Problem(Protocol):
         ...
 
 
+def has_one_loss(problem: Any) -> bool:
+    """Whether the problem (or its class) has no lower loss of its own: a minimax problem, g = -f."""
+    return not callable(getattr(problem, "lower", None))
+
+
+def loss_of(problem: Problem, level: Literal["lower", "upper"]) -> Callable[[Tensor, Tensor, Examples], Tensor]:
+    """The loss of a level, per example [n]; of a problem with one loss the lower one is g = -f.
+
+    >>> class Saddle:
+    ...     def upper(self, x, y, examples):
+    ...         return examples * x * y
+    >>> loss_of(Saddle(), "lower")(torch.ones(1), 2 * torch.ones(1), torch.tensor([3.0]))
+    tensor([-6.])
+    """
+    if level == "lower" and has_one_loss(problem):
+        return lambda x, y, examples: -problem.upper(x, y, examples)
+    loss: Callable[[Tensor, Tensor, Examples], Tensor] = getattr(problem, level)
+    return loss
+
+
 def map_examples(function: Callable[[Tensor], Tensor], examples: Examples) -> Examples:
     """Apply a function to every tensor of some examples and keep their structure."""
     if isinstance(examples, Tensor):
@@ -83,6 +106,10 @@ def _join(parts: Sequence[Examples]) -> Examples:
     if isinstance(first, Mapping):
         return {name: _join([part[name] for part in parts]) for name in first}
     return tuple(_join([part[k] for part in parts]) for k in range(len(first)))
+
+
+_LONG = 20
+"""The mean number of examples per client from which on they are gathered client by client."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +150,9 @@ class Ragged:
             return self
         starts, sizes = self.offsets[clients], self.sizes_of(clients)
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        if offsets[-1] >= _LONG * len(clients):  # whole slices copy three times as fast as their rows, if they are long
+            ends = list(zip(starts.tolist(), (starts + sizes).tolist(), strict=True))
+            return Ragged(map_examples(lambda t: torch.cat([t[a:b] for a, b in ends]), self.values), offsets)
         rows = torch.from_numpy(np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1]))
         return Ragged(map_examples(lambda t: t.index_select(0, rows.to(t.device)), self.values), offsets)
 
@@ -141,6 +171,10 @@ class ClientData:
     weights
         "size" (p_i proportional to the client's number of examples on both levels, the default), "uniform", or positive
         numbers, one per client. They are scaled to sum 1.
+    blocks
+        Where every client has a block of x to itself: how many entries each one owns; x is these blocks, client after
+        client. A client then is sent its own block alone, and a loss gets the blocks of some clients as its x: what it
+        reads of x, it has to take from the place that `examples["own"]` says (see `fedbilevel.blocks`).
 
     Raises BadInput for an empty client, for lists of different lengths, and for weights that are not positive.
     """
@@ -150,6 +184,7 @@ class ClientData:
         lower: Sequence[Examples] | Ragged,
         upper: Sequence[Examples] | Ragged,
         weights: str | ArrayLike = "size",
+        blocks: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
         for key, level in (("clients.lower", lower), ("clients.upper", upper)):
             if not isinstance(level, Ragged) and len(level) == 0:
@@ -162,6 +197,20 @@ class ClientData:
                 "clients.upper", len(self.upper.offsets) - 1, f"one entry per client, {m} as in clients.lower"
             )
         self.weights = self._weights(weights)
+        self.blocks = None if blocks is None else Blocks.of(blocks)
+        if self.blocks is not None and len(self.blocks) != m:
+            raise BadInput("clients.blocks", len(self.blocks), f"one size per client, {m} as in clients.lower")
+
+    @classmethod
+    def single(cls, parts: Sequence[Examples] | Ragged, weights: str | ArrayLike = "size") -> ClientData:
+        """The clients of a problem with one loss: both levels are the same examples, held once."""
+        level = parts if isinstance(parts, Ragged) else Ragged.join(parts, "clients.upper") if len(parts) else parts
+        return cls(level, level, weights)
+
+    def each(self, change: Callable[[Ragged], Ragged]) -> tuple[Ragged, Ragged]:
+        """The lower and the upper level after a change; levels that are the same object stay so."""
+        lower = change(self.lower)
+        return lower, lower if self.upper is self.lower else change(self.upper)
 
     def _weights(self, weights: str | ArrayLike) -> NDArray[np.float64]:
         allowed = f'"size", "uniform" or {len(self)} positive numbers'
@@ -189,8 +238,8 @@ class ClientData:
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
-        lower, upper = (Ragged(map_examples(move, level.values), level.offsets) for level in (self.lower, self.upper))
-        return ClientData(lower, upper, self.weights)
+        levels = self.each(lambda level: Ragged(map_examples(move, level.values), level.offsets))
+        return ClientData(*levels, self.weights, None if self.blocks is None else self.blocks.sizes)
 
     def only(self, first: int, end: int) -> ClientData:
         """Return the same clients with the examples of first..end-1 alone (copies): the others keep number and p_i."""
@@ -200,10 +249,9 @@ class ClientData:
             return Ragged(map_examples(lambda t: t[a:b].clone(), level.values), level.offsets.clip(a, b) - a)
 
         held = copy.copy(self)
-        held.lower, held.upper = cut(self.lower), cut(self.upper)
+        held.lower, held.upper = self.each(cut)
         return held
 
     def pooled(self) -> ClientData:
         """Return one client that owns everybody's examples: the same global problem where p_i is by size."""
-        whole = [Ragged(level.values, level.offsets[[0, -1]]) for level in (self.lower, self.upper)]
-        return ClientData(whole[0], whole[1])
+        return ClientData(*self.each(lambda level: Ragged(level.values, level.offsets[[0, -1]])))

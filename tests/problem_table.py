@@ -54,6 +54,43 @@ def pooled(problem: Quadratic) -> Quadratic:
     return one
 
 
+class Weighted:
+    """x: the logit of a weight for every lower example, which counts a little on the upper level; y: a linear model.
+
+    blocks: whether a client is sent its own weights alone, or all of them.
+    """
+
+    l2 = 0.3
+
+    def __init__(self, blocks: bool, weights: str = "list") -> None:
+        draw = torch.Generator().manual_seed(11)
+        sizes, parts = [3, 1, 4, 2, 5], {"lower": [], "upper": []}  # type: ignore[var-annotated]
+        start = 0
+        for client, size in enumerate(sizes):
+            for level, n in (("lower", size), ("upper", 2 + client % 3)):
+                a = torch.randn(n, DY, generator=draw, dtype=torch.float64)
+                b = torch.randn(n, generator=draw, dtype=torch.float64) + client
+                parts[level].append({"a": a, "b": b, "own": start + torch.arange(n) % size})
+            start += size
+        own = sizes if blocks else None
+        self.dim_x, self.sizes = start, sizes
+        self.clients = ClientData(parts["lower"], parts["upper"], WEIGHTS[weights], blocks=own)
+
+    def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x0 = torch.randn(self.dim_x, generator=generator, dtype=torch.float64)
+        return x0, torch.randn(DY, generator=generator, dtype=torch.float64)
+
+    def lower(self, x: Tensor, y: Tensor, examples: dict[str, Tensor]) -> Tensor:
+        weight = torch.sigmoid(x[examples["own"]])
+        return weight * (examples["a"] @ y - examples["b"]) ** 2 / 2 + self.l2 * (y @ y) / 2
+
+    def upper(self, x: Tensor, y: Tensor, examples: dict[str, Tensor]) -> Tensor:
+        return (1 + torch.tanh(x[examples["own"]]) / 5) * (examples["a"] @ y - examples["b"]) ** 2 / 2
+
+    def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        return {"norm": float(x.norm())}
+
+
 # ---- tasks with quadratic losses ----
 
 DIM = 4

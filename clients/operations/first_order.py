@@ -10,7 +10,7 @@ from clients.operations.registry import operation
 from fedbilevel.federation.systems import LocalSteps
 
 
-@operation(lower=3, upper=2)
+@operation(lower=3, upper=2, gives="x y x y")
 def bome_directions(cohort: Cohort, x: Tensor, y: Tensor, yh: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`fx_i, fy_i, qx_i = gx_i(x, y) - gx_i(x, yh), gy_i(x, y)`."""
     qx = cohort.lower_gradient_x(x, y) - cohort.lower_gradient_x(x, yh)
@@ -24,13 +24,13 @@ def penalty_gradients(cohort: Cohort, x: Tensor, y: Tensor, z: Tensor, *, penalt
     return dy, cohort.lower_gradient(x, z)
 
 
-@operation(lower=2, upper=1)
+@operation(lower=2, upper=1, gives="x")
 def penalty_hypergradient(cohort: Cohort, x: Tensor, y: Tensor, z: Tensor, *, penalty: float) -> Tensor:
     """`fx_i(x, y) + lam (gx_i(x, y) - gx_i(x, z))`, the difference on one minibatch."""
     return cohort.upper_gradient_x(x, y) + penalty * (cohort.lower_gradient_x(x, y) - cohort.lower_gradient_x(x, z))
 
 
-@operation(lower=4, upper=2, steps="local_steps")
+@operation(lower=4, upper=2, steps="local_steps", gives="x y y")
 def penalty_steps(
     cohort: Cohort,
     x: Tensor,
@@ -47,7 +47,7 @@ def penalty_steps(
 
     `dx = fx + lam (gx(y) - gx(z))`, `dy = fy + lam gy(y)`, `dz = gy(z)`; up travel their sums over tau_i.
     """
-    x_i, y_i, z_i = start = cohort.spread(x), cohort.spread(y), cohort.spread(z)
+    x_i, y_i, z_i = start = cohort.spread_x(x), cohort.spread(y), cohort.spread(z)
     qx, qy, qz = (torch.zeros_like(each) for each in start)
     tau: Tensor | float = 0.0
     for batch in cohort.batches(local_steps, y.dtype, "lower", "upper"):

@@ -46,6 +46,7 @@ def sgd_steps(cohort: Cohort, x: Tensor, y: Tensor, *, lower_step: float, local_
     along=("hypergradient", "upper_step"),
     steps="upper_local_steps",
     epochs_of="upper",
+    gives="x",
 )
 def outer_steps(
     cohort: Cohort,
@@ -58,18 +59,18 @@ def outer_steps(
 ) -> Tensor:
     """FedOut: `x_i -= alpha (fx_i(x_i, y) - fx_i(x, y) + h)`, both on the same minibatch."""
     if upper_local_steps == 1:
-        return x - upper_step * hypergradient
-    x_i = cohort.spread(x)
+        return cohort.beside_rows(x) - upper_step * cohort.beside_rows(hypergradient)
+    x_i, x, hypergradient = cohort.spread_x(x), cohort.beside_rows(x), cohort.beside_rows(hypergradient)
     for batch in cohort.batches(upper_local_steps, x.dtype, "upper"):
         difference = cohort.upper_gradient_x(x_i, y, batch) - cohort.upper_gradient_x(x, y, batch)
         x_i = x_i - upper_step * batch.keep(difference + hypergradient)
     return x_i
 
 
-@operation(upper=1, about="x", steps="upper_local_steps", epochs_of="upper")
+@operation(upper=1, about="x", steps="upper_local_steps", epochs_of="upper", gives="x")
 def direct_steps(cohort: Cohort, x: Tensor, y: Tensor, *, upper_step: float, upper_local_steps: LocalSteps) -> Tensor:
     """`x_i -= alpha fx_i(x_i, y)`: the direct gradient only."""
-    x_i = cohort.spread(x)
+    x_i = cohort.spread_x(x)
     for batch in cohort.batches(upper_local_steps, x.dtype, "upper"):
         x_i = x_i - upper_step * batch.keep(cohort.upper_gradient_x(x_i, y, batch))
     return x_i
@@ -93,7 +94,13 @@ def _local_neumann_passes(options: Mapping[str, Any]) -> float:
 
 
 @operation(
-    lower=_local_neumann_passes, upper=2, about="x", steps="upper_local_steps", epochs_of="upper", linear_once=False
+    lower=_local_neumann_passes,
+    upper=2,
+    about="x",
+    steps="upper_local_steps",
+    epochs_of="upper",
+    linear_once=False,
+    gives="x",
 )
 def local_hypergradient_steps(
     cohort: Cohort,
@@ -111,7 +118,7 @@ def local_hypergradient_steps(
         batch = next(iter(cohort.batches(1, x.dtype, "upper", "lower")))
         p = _local_neumann(cohort, x, y, batch, neumann_step, neumann_terms, index)
         return x - upper_step * cohort.mean_hypergradient(x, y, p, batch)
-    x_i = cohort.spread(x)
+    x_i = cohort.spread_x(x)
     for batch in cohort.batches(upper_local_steps, x.dtype, "upper", "lower"):
         p = _local_neumann(cohort, x_i, y, batch, neumann_step, neumann_terms, index)
         h = cohort.upper_gradient_x(x_i, y, batch) - cohort.cross_vjp(x_i, y, p, batch)
@@ -119,7 +126,7 @@ def local_hypergradient_steps(
     return x_i
 
 
-@operation(lower=2, upper=2, about=("x", "y"), steps="local_steps")
+@operation(lower=2, upper=2, about=("x", "y"), steps="local_steps", gives="x y")
 def joint_steps(
     cohort: Cohort,
     x: Tensor,
@@ -131,7 +138,7 @@ def joint_steps(
     local_steps: LocalSteps,
 ) -> tuple[Tensor, Tensor]:
     """Descent on `f_i + c g_i` in x and y at once."""
-    x_i, y_i = cohort.spread(x), cohort.spread(y)
+    x_i, y_i = cohort.spread_x(x), cohort.spread(y)
     for batch in cohort.batches(local_steps, y.dtype, "lower", "upper"):
         dx = cohort.upper_gradient_x(x_i, y_i, batch) + lower_weight * cohort.lower_gradient_x(x_i, y_i, batch)
         dy = cohort.upper_gradient_y(x_i, y_i, batch) + lower_weight * cohort.lower_gradient(x_i, y_i, batch)

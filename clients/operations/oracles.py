@@ -21,7 +21,7 @@ def upper_gradient_y(cohort: Cohort, x: Tensor, y: Tensor) -> Tensor:
     return cohort.upper_gradient_y(x, y)
 
 
-@operation(upper=1)
+@operation(upper=1, gives="x")
 def upper_gradient_x(cohort: Cohort, x: Tensor, y: Tensor) -> Tensor:
     """`fx_i(x, y)`, the direct gradient."""
     return cohort.upper_gradient_x(x, y)
@@ -39,7 +39,7 @@ def linear_system_step(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor, *, neuma
     return v - neumann_step * (cohort.hvp(x, y, v) - cohort.upper_gradient_y(x, y))
 
 
-@operation(lower=2, upper=1)
+@operation(lower=2, upper=1, gives="x")
 def hypergradient(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
     """`h_i = fx_i - J_i v` for the v = H^-1 fy of the server (or its estimate)."""
     return cohort.upper_gradient_x(x, y) - cohort.cross_vjp(x, y, v)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fedbilevel.derivatives import Level
-from fedbilevel.federation.messages import Passes
+from fedbilevel.federation.messages import Kept, Passes
 from fedbilevel.user_files import is_users
 
 Result = Tensor | tuple[Tensor, ...]
@@ -25,7 +25,9 @@ class Operation:
     that start at this vector (an unbiased average acts on the displacement); along: (vector, step), where that
     displacement holds `-step * tau_i * vector` and the vector is an aggregate already; passes: how often it
     differentiates an example of each level; tasks: it works on tasks of each client's own; report: its last output is
-    for the reader of a history, and not counted as communication.
+    for the reader of a history, and not counted as communication; upper, gives: which vectors read and which outputs
+    are of the dimension of x; keeps: the keyword under which it gets what each client has kept (`Kept`): the rows to
+    keep are what it returns last.
     """
 
     name: str
@@ -33,11 +35,14 @@ class Operation:
     reads: tuple[str, ...]
     options: tuple[str, ...]
     steps: str | None
-    linear_once: bool
+    linear_once: bool | Callable[[Mapping[str, Any]], bool]
     tasks: bool
     report: bool
     about: tuple[str | None, ...]
-    along: tuple[str, str] | None
+    along: tuple[tuple[str, str] | None, ...]
+    upper: tuple[str, ...]
+    gives: tuple[bool, ...]
+    keeps: str | None
     passes: Callable[[Mapping[str, Any]], Passes]
 
     @property
@@ -48,13 +53,22 @@ class Operation:
 
     def linear(self, options: Mapping[str, Any]) -> bool:
         """Whether the mean of the clients' results is the result for the mean of their losses: it may run pooled."""
-        if self.tasks:
+        if self.tasks or self.keeps is not None:
             return False
-        return self.steps is None or (self.linear_once and options[self.steps] == 1)
+        once = self.linear_once(options) if callable(self.linear_once) else self.linear_once
+        return self.steps is None or (once and options[self.steps] == 1)
 
-    def __call__(self, cohort: Any, vectors: Mapping[str, Tensor], options: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Run on a cohort; one tensor per output."""
+    def __call__(
+        self,
+        cohort: Any,
+        vectors: Mapping[str, Tensor],
+        options: Mapping[str, Any],
+        own: Mapping[str, Kept] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Run on a cohort; one tensor per output, and last what the clients keep."""
         taken = {name: options[name] for name in self.options if name in options}
+        if self.keeps is not None:
+            taken[self.keeps] = (own or {})[self.keeps]
         result = self.function(cohort, *(vectors[name] for name in self.reads), **taken)
         return (result,) if isinstance(result, Tensor) else result
 
@@ -68,19 +82,24 @@ def operation(
     lower: float | Callable[[Mapping[str, Any]], float] = 0,
     upper: float | Callable[[Mapping[str, Any]], float] = 0,
     about: str | tuple[str | None, ...] | None = None,
-    along: tuple[str, str] | None = None,
+    along: tuple[str, str] | tuple[tuple[str, str] | None, ...] | None = None,
     steps: str | None = None,
     epochs_of: Level = "lower",
-    linear_once: bool = True,
+    linear_once: bool | Callable[[Mapping[str, Any]], bool] = True,
     tasks: bool = False,
     report: bool = False,
+    upper_reads: tuple[str, ...] = ("x", "hypergradient"),
+    gives: str = "",
+    keeps: str | None = None,
 ) -> Callable[[Callable[..., Result]], Operation]:
     """Register a function under its name.
 
     lower, upper: gradient evaluations per example of each level (a Hessian or cross product counts 2), per local step
     where `steps` names the option that holds tau, or per example of a task's sets for all of its tasks; epochs of local
-    work count the examples of level `epochs_of`.
+    work count the examples of level `epochs_of`. upper_reads: of the vectors that it reads those of the dimension of x;
+    gives: what its outputs are, in order, as in "x y", where one is of the dimension of x.
     """
+    moved_along = (along,) if along is not None and isinstance(along[0], str) else along or (None,)
 
     def amount(count: float | Callable[[Mapping[str, Any]], float], options: Mapping[str, Any]) -> float:
         return count(options) if callable(count) else count
@@ -91,13 +110,16 @@ def operation(
             name=function.__name__,
             function=function,
             reads=tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY),
-            options=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
+            options=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != keeps),
             steps=steps,
             linear_once=linear_once,
             tasks=tasks,
             report=report,
             about=about if isinstance(about, tuple) else (about,),
-            along=along,
+            along=moved_along,
+            upper=upper_reads,
+            gives=tuple(name == "x" for name in gives.split()),
+            keeps=keeps,
             passes=lambda options: Passes(
                 lower=amount(lower, options),
                 upper=amount(upper, options),

@@ -18,17 +18,29 @@ from fedbilevel.federation.systems import BatchSize
 Weighting = Literal["normalised", "unbiased"]
 
 
-def weighted_mean(replies: Sequence[Reply], *, normalise: bool) -> list[tuple[Tensor, ...]]:
-    """Add the workers' float64 sums in client order; normalise: divided by the sum of p_i."""
+def weighted_mean(
+    replies: Sequence[Reply], *, normalise: bool, joined: Sequence[tuple[bool, ...]] | None = None
+) -> list[tuple[Tensor, ...]]:
+    """Add the workers' float64 sums in client order; normalise: divided by the sum of p_i.
+
+    joined: per operation and output whether the sums are of blocks, each worker's of its own clients: one after another
+    they are the whole.
+    """
     total = sum(reply.weight for reply in replies)
     scale = 1.0 / total if normalise else 1.0
     columns = zip(*(reply.sums for reply in replies), strict=True)
+
+    def sum_of(parts: tuple[Tensor, ...], join: bool) -> Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts) if join else torch.stack(parts).sum(0)
+
     return [
         tuple(
-            torch.stack(parts).sum(0) * scale if len(parts) > 1 else parts[0] * scale
-            for parts in zip(*outputs, strict=True)
+            sum_of(parts, joined is not None and position < len(joined[k]) and joined[k][position]) * scale
+            for position, parts in enumerate(zip(*outputs, strict=True))
         )
-        for outputs in columns
+        for k, outputs in enumerate(columns)
     ]
 
 
@@ -39,6 +51,10 @@ class Aggregation:
     Unbiased, an iterate's mean is its start plus the mean displacement. What an iterate's displacement holds of a
     vector that is an aggregate already (gbar of FedSVRG, h of FedOut) is applied whole: weighed by (m / |S|) p_i once
     more, it would be multiplied by a sum of weights that depends on the same S, and the step would be biased.
+
+    Where every client has a block of x to itself, the others' answers there are what they were sent: an iterate moves
+    by its client's weighted displacement (which is what the workers sum), and by every client's steps along an
+    aggregate.
     """
 
     weighting: Weighting
@@ -56,40 +72,47 @@ class Aggregation:
     ) -> list[tuple[Tensor, ...]]:
         """Per operation and output `sum_S w_i u_i`, in the dtype of the vectors sent."""
         like = next(iter(tensors.values()))
-        if self.weighting == "normalised":
-            means = weighted_mean(replies, normalise=True)
-            return [tuple(output.to(like.dtype) for output in outputs) for outputs in means]
-        scale = len(self.population) / len(clients)
-        weight = scale * sum(reply.weight for reply in replies)
+        blocks = self.population.blocks
+        joined = None if blocks is None else [operation.gives for operation in operations]
+        total = sum(reply.weight for reply in replies)
+        unbiased = self.weighting == "unbiased"
+        scale = len(self.population) / len(clients) if unbiased else 1.0 / total
         means = []
-        for operation, outputs in zip(operations, weighted_mean(replies, normalise=False), strict=True):
-            about = operation.about if len(operation.about) == len(outputs) else operation.about * len(outputs)
-            scaled = []
-            for output, start in zip(outputs, about, strict=True):
-                moved = scale * output
-                if start is not None:
-                    moved = moved + (1.0 - weight) * tensors[start].to(moved.dtype)
-                    moved = moved + self._whole(operation, tensors, options, clients, scale)
-                scaled.append(moved.to(like.dtype))
-            means.append(tuple(scaled))
+        for operation, outputs in zip(
+            operations, weighted_mean(replies, normalise=not unbiased, joined=joined), strict=True
+        ):
+            about, along = (_per_output(each, len(outputs)) for each in (operation.about, operation.along))
+            gives = (*operation.gives, *(len(outputs) - len(operation.gives)) * (False,))
+            moved = []
+            for output, start, step, of_x in zip(outputs, about, along, gives, strict=True):
+                mean = scale * output if unbiased else output
+                own = of_x and blocks is not None
+                if start is not None and (unbiased or own):
+                    mean = mean + (1.0 if own else 1.0 - scale * total) * tensors[start].to(mean.dtype)
+                if step is not None and (unbiased or own):
+                    mean = mean + self._whole(operation, step, tensors, options, clients, scale, own=own)
+                moved.append(mean.to(like.dtype))
+            means.append(tuple(moved))
         return means
 
     def _whole(
         self,
         operation: Operation,
+        along: tuple[str, str],
         tensors: Mapping[str, Tensor],
         options: Mapping[str, Any],
         clients: NDArray[np.int64],
         scale: float,
-    ) -> Tensor | float:
+        *,
+        own: bool,
+    ) -> Tensor:
         """What is missing where the weights of S have scaled a step along an aggregate: it is `tau` steps, whole.
 
         Each client's displacement holds `-step * tau_i * vector`, of which the weights have made
-        `-step * sum_S w_i tau_i * vector`; whole it is `-step * sum_i p_i tau_i * vector`, over all clients.
+        `-step * sum_S w_i tau_i * vector`; whole it is `-step * sum_i p_i tau_i * vector`, over all clients, or over S
+        where weights are normalised. Of a client's own block its own weight alone has made anything.
         """
-        if operation.along is None:
-            return 0.0
-        vector, step = operation.along
+        vector, step = along
         work, population = operation.passes(options), self.population
         steps = work.steps
         assert steps is not None
@@ -97,7 +120,16 @@ class Aggregation:
         def taus(of: NDArray[np.int64]) -> NDArray[np.float64]:
             return population.local_steps(steps, self.seed, of, self.batch, work.epochs_of).astype(np.float64)
 
-        everyone = np.arange(len(population))
-        tau = float(steps) if isinstance(steps, int) else float(population.weights @ taus(everyone))
-        made = scale * float(population.weights[clients] @ taus(clients))
-        return (made - tau) * float(options[step]) * tensors[vector].double()
+        tau = made = scale * float(population.weights[clients] @ taus(clients))
+        if self.weighting == "unbiased":
+            everyone = np.arange(len(population))
+            tau = float(steps) if isinstance(steps, int) else float(population.weights @ taus(everyone))
+        missing: Tensor | float = made - tau
+        if own and population.blocks is not None:
+            missing = population.blocks.repeated(scale * population.weights[clients] * taus(clients), clients) - tau
+        return missing * float(options[step]) * tensors[vector].double()
+
+
+def _per_output(values: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
+    """One value per output: as many as there are, or one for all."""
+    return values if len(values) == outputs else values * outputs

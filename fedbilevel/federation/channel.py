@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedbilevel.blocks import Blocks
 from fedbilevel.federation.messages import Operation
 
 
@@ -34,10 +35,12 @@ class _Sent:
 class Channel:
     """Between the server and its clients, who keep the vectors they were sent during one outer iteration.
 
-    A vector (the same tensor object) travels to a client once between two calls of `forget`.
+    A vector (the same tensor object) travels to a client once between two calls of `forget`. blocks: where every client
+    has a block of x to itself, which is all of x that travels to it and from it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: Blocks | None = None) -> None:
+        self._blocks = blocks
         self._sent: dict[int, _Sent] = {}
         self._tokens = 0
 
@@ -53,26 +56,40 @@ class Channel:
         """The numbers of the vectors that may still be asked for."""
         return frozenset(sent.token for sent in self._sent.values())
 
-    def down(self, tensors: Iterable[Tensor], clients: NDArray[np.int64]) -> Traffic:
-        """Send vectors to clients: only those that a client does not hold yet travel to it."""
+    def down(self, tensors: Iterable[tuple[Tensor, bool]], clients: NDArray[np.int64]) -> Traffic:
+        """Send vectors to clients: only those that a client does not hold yet travel to it.
+
+        tensors: each with whether it is of the dimension of x, of which a client may need its own block alone.
+        """
         vectors, total, per_client = 0, 0, np.zeros(len(clients))
-        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+        for tensor, of_x in {id(tensor): (tensor, of_x) for tensor, of_x in tensors}.values():
             sent = self._entry(tensor)
             if sent.holders is clients:
                 continue
             new = np.ones(len(clients), np.bool_) if sent.holders is None else ~np.isin(clients, sent.holders)
-            count, size = int(new.sum()), tensor.numel() * tensor.element_size()
-            per_client += new * float(size)
-            vectors, total = vectors + count, total + count * size
+            bytes_ = new * self._bytes(tensor, of_x, clients)
+            per_client += bytes_
+            vectors, total = vectors + int(new.sum()), total + int(bytes_.sum())
             sent.holders = clients if sent.holders is None else np.union1d(sent.holders, clients)
         return Traffic(vectors, per_client, total)
 
-    def up(self, operations: Sequence[Operation], means: Sequence[tuple[Tensor, ...]], count: int) -> Traffic:
-        """What `count` clients answer: each the outputs of the operations, of the means' shapes; reports are free."""
-        counted = zip(operations, means, strict=True)
-        outputs = [output for operation, results in counted for output in results[: len(results) - operation.report]]
-        size = sum(output.numel() * output.element_size() for output in outputs)
-        return Traffic(count * len(outputs), np.full(count, float(size)), count * size)
+    def up(
+        self, operations: Sequence[Operation], means: Sequence[tuple[Tensor, ...]], clients: NDArray[np.int64]
+    ) -> Traffic:
+        """What clients answer: each the outputs of the operations, of the means' shapes; reports are free."""
+        vectors, per_client = 0, np.zeros(len(clients), np.int64)
+        for operation, results in zip(operations, means, strict=True):
+            outputs = results[: len(results) - operation.report]
+            for k, output in enumerate(outputs):
+                per_client += self._bytes(output, k < len(operation.gives) and operation.gives[k], clients)
+            vectors += len(clients) * len(outputs)
+        return Traffic(vectors, per_client.astype(np.float64), int(per_client.sum()))
+
+    def _bytes(self, tensor: Tensor, of_x: bool, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What this vector is to each client: whole, or its own block."""
+        if of_x and self._blocks is not None:
+            return self._blocks.sizes[clients] * tensor.element_size()
+        return np.full(len(clients), tensor.numel() * tensor.element_size(), np.int64)
 
     def _entry(self, tensor: Tensor) -> _Sent:
         """What is known of this vector. When the algorithm drops it, it can never be sent again and is forgotten."""

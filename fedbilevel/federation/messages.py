@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +26,12 @@ class Request:
     `tensors` maps each name that an operation reads to a vector; `tokens` gives each vector a number that is unique
     within the run, so that a transport sends it to a worker once per outer iteration. Clients forget between
     iterations, and within one they need not keep what is no longer in `alive`.
+
+    cut: the tensors that hold the sampled clients' own blocks of x, one after another, where x falls into such blocks;
+    ends: where each client's block ends there [S]; skip: the entries before those of `clients`.
+    own: per name a row [S, d] for each of `clients`, which it has kept since it was last asked, and `known`, whether it
+    has been asked before. What clients keep lives with the simulator, so that it outlives the death of a worker: it
+    travels in the simulator, but is not communication.
     """
 
     operations: tuple[str, ...]
@@ -35,6 +42,30 @@ class Request:
     iteration: int = 0
     round: int = 0
     alive: frozenset[int] = frozenset()
+    cut: frozenset[str] = frozenset()
+    ends: NDArray[np.int64] | None = None
+    skip: int = 0
+    own: Mapping[str, Kept] = field(default_factory=dict)
+
+    def of(self, part: NDArray[np.int64]) -> Request:
+        """The same request to a run of its clients, with the tensors as they are."""
+        rows = np.searchsorted(self.clients, part)
+        own = {name: kept.rows_of(rows) for name, kept in self.own.items()}
+        skip = 0 if self.ends is None or rows[0] == 0 else int(self.ends[rows[0] - 1])
+        ends = None if self.ends is None else self.ends[rows]
+        return replace(self, clients=part, own=own, skip=skip, ends=ends)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What some clients have kept: a row [S, d] each, and which of them have been asked before [S]; else a row is 0."""
+
+    rows: Tensor
+    known: NDArray[np.bool_]
+
+    def rows_of(self, places: NDArray[np.int64]) -> Kept:
+        """Those of some of the clients."""
+        return Kept(self.rows[torch.from_numpy(places)], self.known[places])
 
 
 @dataclass(frozen=True)
@@ -42,10 +73,13 @@ class Reply:
     """One worker's answer: per operation and output the sum over its clients of p_i times the vector, and sum p_i.
 
     Sums are float64, so that adding replies in order gives the same result however clients are spread over workers.
+    Where x falls into blocks of the clients' own, a sum in the space of x holds those of the worker's clients alone.
+    own: per operation what its clients keep, a row each; None for an operation that keeps nothing.
     """
 
     sums: tuple[tuple[Tensor, ...], ...]
     weight: float
+    own: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,8 +125,23 @@ class Operation(Protocol):
         ...
 
     @property
-    def along(self) -> tuple[str, str] | None:
-        """The aggregate along which its result, an iterate, also moves, and the option that holds the step."""
+    def along(self) -> tuple[tuple[str, str] | None, ...]:
+        """Per output: the aggregate along which it, an iterate, also moves, and the option that holds the step."""
+        ...
+
+    @property
+    def upper(self) -> tuple[str, ...]:
+        """Which of the vectors that it reads are of the dimension of x."""
+        ...
+
+    @property
+    def gives(self) -> tuple[bool, ...]:
+        """Per output whether it is of the dimension of x."""
+        ...
+
+    @property
+    def keeps(self) -> str | None:
+        """The name of what each client keeps for itself from one round to the next: read, and returned last."""
         ...
 
     @property

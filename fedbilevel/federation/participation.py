@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedbilevel import randomness
+from fedbilevel.blocks import Blocks
 from fedbilevel.federation.systems import BatchSize, LocalSteps, Systems, local_steps
 from fedbilevel.problem import ClientData
 
@@ -17,18 +18,20 @@ from fedbilevel.problem import ClientData
 class Population:
     """What the server knows of its clients: weights p_i and numbers of examples, shape [m] each.
 
-    task_sizes: where the lower level is local, the examples of a task's support and query set.
+    task_sizes: where the lower level is local, the examples of a task's support and query set; blocks: where every
+    client has a block of x to itself.
     """
 
     weights: NDArray[np.float64]
     lower_sizes: NDArray[np.int64]
     upper_sizes: NDArray[np.int64]
     task_sizes: tuple[int, int] | None = None
+    blocks: Blocks | None = None
 
     @classmethod
     def of(cls, clients: ClientData, task_sizes: tuple[int, int] | None = None) -> Population:
         """Return the population that owns this data."""
-        return cls(clients.weights, clients.lower.sizes, clients.upper.sizes, task_sizes)
+        return cls(clients.weights, clients.lower.sizes, clients.upper.sizes, task_sizes, clients.blocks)
 
     def __len__(self) -> int:
         return len(self.weights)

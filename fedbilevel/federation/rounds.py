@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedbilevel import randomness
+from fedbilevel.derivatives import Level
 from fedbilevel.errors import NonFinite
 from fedbilevel.federation.aggregation import Aggregation, Weighting, weighted_mean
 from fedbilevel.federation.channel import Channel
 from fedbilevel.federation.ledger import Clock, Ledger
-from fedbilevel.federation.messages import Exchange, Operation, Request
+from fedbilevel.federation.messages import Exchange, Kept, Operation, Request
 from fedbilevel.federation.participation import Participation, Population
 from fedbilevel.federation.systems import BatchSize, LocalSteps, Systems
 
@@ -54,16 +57,18 @@ class Federation:
         systems = systems or Systems()
         self.exchange, self.population, self.seed, self.batch = exchange, population, seed, batch
         self.participation = Participation(population, systems, seed, clients_per_round)
-        self.channel = Channel()
+        self.channel = Channel(population.blocks)
         self.aggregation = Aggregation(weighting, population, seed, batch)
         self.clock = Clock(population, systems, seed, batch, gradient_batch)
         self.ledger = Ledger()
         self.iteration = -1
         self.sampled: NDArray[np.int64] = np.arange(0)
+        self.asked: list[NDArray[np.int64]] = []
+        self._cuts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def begin(self, iteration: int) -> None:
         """Start an outer iteration: clients forget what they were sent, and the set S is sampled."""
-        self.iteration = iteration
+        self.iteration, self.asked = iteration, []
         self.channel.forget()
         self.resample()
 
@@ -75,10 +80,18 @@ class Federation:
         """Return the server's own random numbers for this iteration."""
         return randomness.generator(self.seed, randomness.SERVER, self.iteration, purpose)
 
-    def mean_local_steps(self, spec: LocalSteps) -> float:
-        """`sum_S p_i tau_i / sum_S p_i`: the server knows each client's number of local steps."""
+    def local_steps(self, spec: LocalSteps, level: Level = "lower") -> NDArray[np.int64]:
+        """tau_i of the sampled clients [S], which the server knows; epochs count examples of this level."""
+        return self.population.local_steps(spec, self.seed, self.sampled, self.batch, level)
+
+    def mean_over_sampled(self, values: NDArray[Any]) -> float:
+        """`sum_S p_i u_i / sum_S p_i` of what the server knows of its clients, one number each [S]."""
         p = self.population.weights[self.sampled]
-        return float(p @ self.population.local_steps(spec, self.seed, self.sampled, self.batch) / p.sum())
+        return float(p @ values / p.sum())
+
+    def mean_local_steps(self, spec: LocalSteps, level: Level = "lower") -> float:
+        """`sum_S p_i tau_i / sum_S p_i`."""
+        return self.mean_over_sampled(self.local_steps(spec, level))
 
     @property
     def local(self) -> bool:
@@ -88,21 +101,30 @@ class Federation:
     def mean(self, *operations: Operation, **arguments: Any) -> Any:
         """One communication round: broadcast, compute, upload, and the p_i-weighted mean over the sampled clients.
 
-        `arguments` are the vectors that the operations read and the options that they take. Returns one tensor per
-        operation (a tuple of tensors where an operation has several outputs); a single operation's result is returned
-        by itself. Raises NonFinite, naming the operation, if a mean is not finite.
+        `arguments` are the vectors that the operations read, the options that they take, and for an operation that lets
+        clients keep something (`Operation.keeps`) what they have kept, one vector by client. Returns one tensor per
+        operation (a tuple of tensors where an operation has several outputs, the last of them what the clients keep
+        now); a single operation's result is returned by itself. Raises NonFinite, naming the operation, if a mean is
+        not finite.
         """
         request = self._request(operations, arguments, self.sampled)
-        down = self.channel.down(request.tensors.values(), self.sampled)
+        of_x = {name for operation in operations for name in operation.upper}
+        sent = {name: arguments[name] for name in request.tensors}
+        down = self.channel.down(((tensor, name in of_x) for name, tensor in sent.items()), self.sampled)
         replies = self.exchange(request)
         means = self.aggregation(operations, request.tensors, request.options, self.sampled, replies)
-        up = self.channel.up(operations, means, len(self.sampled))
+        up = self.channel.up(operations, means, self.sampled)
         seconds = self.clock.seconds(self.sampled, operations, request.options, down, up)
         self.ledger.enter(down, up, seconds)
-        for operation, outputs in zip(operations, means, strict=True):
+        self.asked.append(self.sampled)
+        results: list[Any] = []
+        for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):
             if not all(bool(torch.isfinite(output).all()) for output in outputs):
                 raise NonFinite(f"operation {operation.name}, round {self.ledger.rounds}: the mean is not finite")
-        results = [outputs[0] if len(outputs) == 1 else outputs for outputs in means]
+            whole: tuple[Any, ...] = self._uncut(operation, outputs, sent)
+            if operation.keeps is not None:
+                whole = (*whole, self._kept(arguments[operation.keeps], [reply.own[k] for reply in replies]))
+            results.append(whole[0] if len(whole) == 1 else whole)
         return results[0] if len(results) == 1 else results
 
     def measure(self, operation: Operation, **arguments: Any) -> Tensor:
@@ -117,11 +139,18 @@ class Federation:
     ) -> Request:
         reads = {name for operation in operations for name in operation.reads}
         takes = {name for operation in operations for name in operation.options}
-        if missing := reads - set(arguments):
+        keeps = {operation.keeps for operation in operations if operation.keeps is not None}
+        if missing := (reads | keeps) - set(arguments):
             raise TypeError(f"{[operation.name for operation in operations]} also read {sorted(missing)}")
-        if extra := set(arguments) - reads - takes:
+        if extra := set(arguments) - reads - takes - keeps:
             raise TypeError(f"{[operation.name for operation in operations]} do not take {sorted(extra)}")
         tensors = {name: value for name, value in arguments.items() if name in reads}
+        cut: frozenset[str] = frozenset()
+        ends: NDArray[np.int64] | None = None
+        if self.population.blocks is not None:
+            cut = frozenset(name for operation in operations for name in operation.upper if name in tensors)
+            tensors |= {name: self._cut(tensors[name], clients) for name in cut}
+            ends = np.cumsum(self.population.blocks.sizes[clients])
         return Request(
             operations=tuple(operation.key for operation in operations),
             clients=clients,
@@ -131,4 +160,51 @@ class Federation:
             iteration=self.iteration,
             round=self.ledger.rounds,
             alive=self.channel.alive(),
+            cut=cut,
+            ends=ends,
+            own={name: _rows(arguments[name], clients) for name in keeps},
         )
+
+    # ---- a client's own block of x ----
+
+    def _cut(self, x: Tensor, clients: NDArray[np.int64]) -> Tensor:
+        """The blocks of these clients, the same tensor object for as long as the same are asked of the same x."""
+        assert self.population.blocks is not None
+        found = self._cuts.get(x)
+        if found is None or not np.array_equal(found[0], clients):
+            found = self._cuts[x] = (clients, self.population.blocks.cut(x, clients))
+        part: Tensor = found[1]
+        return part
+
+    def _uncut(
+        self, operation: Operation, outputs: tuple[Tensor, ...], sent: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """The outputs with those of the dimension of x whole: what nobody was asked for stays, or is 0."""
+        blocks = self.population.blocks
+        if blocks is None or not any(operation.gives):
+            return outputs
+        about = operation.about if len(operation.about) == len(outputs) else operation.about * len(outputs)
+        whole = []
+        for output, start, of_x in zip(outputs, about, operation.gives, strict=True):
+            if of_x:
+                base = sent[start] if start is not None else output.new_zeros(int(blocks.offsets[-1]))
+                whole.append(blocks.fill(base, output, self.sampled))
+            else:
+                whole.append(output)
+        return tuple(whole)
+
+    # ---- what clients keep ----
+
+    def _kept(self, before: Mapping[int, Tensor], rows: list[Tensor | None]) -> dict[int, Tensor]:
+        """What each client keeps: what those keep now who were asked, and the others what they did."""
+        now = torch.cat([part for part in rows if part is not None])
+        return {**before, **{int(client): row.clone() for client, row in zip(self.sampled, now, strict=True)}}
+
+
+def _rows(kept: Mapping[int, Tensor], clients: NDArray[np.int64]) -> Kept:
+    """What these clients have kept, a row each; 0 of a client that has not been asked before."""
+    known = np.array([int(client) in kept for client in clients], dtype=np.bool_)
+    if not known.any():
+        return Kept(torch.zeros(len(clients), 0), known)
+    zero = torch.zeros_like(next(iter(kept.values())))
+    return Kept(torch.stack([kept.get(int(client), zero) for client in clients]), known)

@@ -41,9 +41,7 @@ def tensors_to(value: Any, dtype: torch.dtype | None, device: torch.device | Non
         return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
     if isinstance(value, ClientData):
         moved = copy.copy(value)
-        moved.lower, moved.upper = (tensors_to(level, dtype, device) for level in (value.lower, value.upper))
-        if value.upper is value.lower:
-            moved.upper = moved.lower
+        moved.lower, moved.upper = value.each(lambda level: tensors_to(level, dtype, device))
         return moved
     if isinstance(value, Ragged):
         return Ragged(map_examples(lambda t: tensors_to(t, dtype, device), value.values), value.offsets)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedbilevel import derivatives
+from fedbilevel.blocks import OWN
 from fedbilevel.errors import BadInput, users_code
 from fedbilevel.machine.device import moved
-from fedbilevel.problem import ClientData, Examples, Problem, Ragged, map_examples
+from fedbilevel.problem import ClientData, Examples, Problem, Ragged, has_one_loss, loss_of, map_examples
 from fedbilevel.tasks import TaskProblem, is_local
 
 
@@ -50,6 +51,26 @@ def _one_task(problem: TaskProblem) -> tuple[tuple[derivatives.Level, Ragged], .
     return tuple((level, Ragged(map_examples(lambda t: t[0], part), np.array([0, n]))) for level, part, n in sets)
 
 
+def _inspect_blocks(problem: Problem, x: Tensor, refuse: Callable[[str], BadInput]) -> None:
+    """See that x is the clients' blocks, and that examples name places in their own client's one."""
+    blocks = problem.clients.blocks
+    if blocks is None:
+        return
+    if len(x) != blocks.offsets[-1]:
+        said = f"{blocks.offsets[-1]} entries, the clients' blocks together, not {len(x)}"
+        raise refuse(f"a problem whose initial() gives an x of {said}")
+    for level in (problem.clients.lower, problem.clients.upper):
+        if isinstance(level.values, Mapping) and OWN in level.values:
+            owner = np.repeat(np.arange(len(blocks)), level.sizes)
+            places = level.values[OWN].numpy(force=True)
+            strange = (places < blocks.offsets[owner]) | (places >= blocks.offsets[owner + 1])
+            if places.dtype != np.int64 or strange.any():
+                whose = f"client {owner[strange][0]}'s" if strange.any() else "no integers (int64)"
+                raise refuse(
+                    f"a problem whose examples['{OWN}'] are places in its client's block, which {whose} are not"
+                )
+
+
 def inspect_problem(problem: Problem, name: str) -> None:
     """Run both losses on one client's examples, and the evaluation; see that they return what the protocol asks for.
 
@@ -59,11 +80,21 @@ def inspect_problem(problem: Problem, name: str) -> None:
     def refuse(allowed: str) -> BadInput:
         return BadInput("problem.name", name, allowed)
 
+    one_loss = has_one_loss(problem)
+    if not one_loss and getattr(problem, "minimax", False):
+        raise refuse("a minimax problem (minimax = True) with the one loss upper(), and this one has a lower() too")
     for attribute in ("initial", "lower", "upper", "evaluate"):
+        if attribute == "lower" and one_loss and callable(getattr(problem, "upper", None)) and not is_local(problem):
+            continue
         if not callable(getattr(problem, attribute, None)):
             raise refuse(f"an object with a method {attribute} (see fedbilevel.problem.Problem)")
     if not isinstance(getattr(problem, "clients", None), ClientData):
         raise refuse("an object whose attribute clients is a fedbilevel.ClientData")
+    if one_loss and problem.clients.upper is not problem.clients.lower:
+        raise refuse(
+            "a problem with a lower(), or a minimax problem, whose one loss upper() has one set of examples for each "
+            "client: ClientData.single(parts)"
+        )
     with users_code(lambda said: refuse(f"a problem whose initial(generator) runs, but it raised {said}")):
         start = problem.initial(torch.Generator().manual_seed(0))
     flat = isinstance(start, tuple | list) and len(start) == 2
@@ -72,6 +103,7 @@ def inspect_problem(problem: Problem, name: str) -> None:
             [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in start] if flat else "?"
         )
         raise refuse(f"a problem whose initial() returns two flat tensors x0 [dx] and y0 [dy], not {shapes}")
+    _inspect_blocks(problem, start[0], refuse)
     dtype = data_dtype(problem.clients) or start[0].dtype
     x, y = (part.to(dtype) for part in start)
     one = np.array([0])
@@ -84,7 +116,7 @@ def inspect_problem(problem: Problem, name: str) -> None:
         n = int(ragged.sizes[0])
         allowed = f"a problem whose {level}(x, y, examples) runs"
         with users_code(lambda said, allowed=allowed: refuse(f"{allowed}, but it raised {said}")):  # type: ignore[misc]  # bound now
-            losses = getattr(problem, level)(x, y, derivatives.prepare(problem, x, ragged.values))
+            losses = loss_of(problem, level)(x, y, derivatives.prepare(problem, x, ragged.values))
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         if shape != (n,):
             raise refuse(f"a problem whose {level}() returns one loss per example, shape ({n},), not {shape}")

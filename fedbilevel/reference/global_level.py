@@ -17,7 +17,7 @@ from torch.func import grad, jacrev
 
 from fedbilevel import derivatives
 from fedbilevel.errors import BadInput
-from fedbilevel.problem import Problem, leaves
+from fedbilevel.problem import Problem, leaves, loss_of
 
 LARGEST = 4000
 """The largest dimension of y for which H is written down."""
@@ -46,7 +46,7 @@ class Losses:
 
             def loss(x: Tensor, y: Tensor) -> Tensor:
                 prepared = derivatives.prepare(problem, x, ragged.values)
-                per_example: Tensor = getattr(problem, level)(x, y, prepared)
+                per_example = loss_of(problem, level)(x, y, prepared)
                 return (torch.as_tensor(share, dtype=per_example.dtype, device=device) * per_example).sum()
 
             return loss

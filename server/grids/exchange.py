@@ -110,12 +110,22 @@ class GridExchange:
             "options": dict(request.options),
             "iteration": request.iteration,
             "round": request.round,
+            "cut": sorted(request.cut),
         }
         text = json.dumps(what, default=_plain)  # one text: every entry of a record costs, on each of its copies
         messages = []
         for node, clients in parts:
             record = ConfigRecord({"setup": self._setup, "what": text, "clients": clients.astype(np.int64).tobytes()})
             content = RecordDict({"request": record, "vectors": ArrayRecord(self._unsent(node, request))})
+            if request.own or request.cut:
+                part = request.of(clients)
+                record["skip"] = part.skip
+                if part.ends is not None:
+                    record["ends"] = part.ends.astype(np.int64).tobytes()
+                for name, kept in part.own.items():
+                    record[f"known {name}"] = kept.known.tobytes()
+                own = {name: array_from_tensor(kept.rows) for name, kept in part.own.items()}
+                content["own"] = ArrayRecord(own)
             messages.append(_message(content, OPERATE, node))
         by_node = {reply.metadata.src_node_id: reply for reply in _replies(self._placement.grid, messages)}
         for node, clients in parts:
@@ -175,7 +185,9 @@ def _unpacked(reply: Message) -> Reply:
     sums = tuple(tuple(outputs[i][j] for j in sorted(outputs[i])) for i in sorted(outputs))
     weight = reply.content.metric_records["weight"]["weight"]
     assert isinstance(weight, float)
-    return Reply(sums, weight)
+    rows = reply.content.array_records.get("own", ArrayRecord())
+    own = tuple(tensor_from_array(rows[str(i)]) if str(i) in rows else None for i in range(len(sums)))
+    return Reply(sums, weight, own)
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from clients.operations import OPERATIONS
 from fedbilevel.config.validation import validated
 from fedbilevel.errors import BadInput, unknown, users_code
 from fedbilevel.federation.rounds import Federation
-from fedbilevel.problem import Problem
+from fedbilevel.problem import Problem, has_one_loss
 from fedbilevel.tasks import is_local
 from fedbilevel.user_files import UserFile, file_of, is_users, module_of, names_file
 from server.kit.optimisers import Moments, moved, plain
@@ -41,7 +41,19 @@ class State:
 
 
 S = TypeVar("S", bound=State)
-Lower = Literal["global", "local", "any"]
+Lower = Literal["global", "local", "minimax", "any"]
+"""Lower levels: the clients' common one, one of each client's own, that of a minimax problem (also a global one)."""
+_KINDS: Mapping[Lower, str] = {
+    "global": "a problem with a global lower level",
+    "local": "a problem with a local lower level",
+    "minimax": "a minimax problem, which has no lower loss,",
+}
+_ACCEPTS: Mapping[Lower, frozenset[Lower]] = {
+    "global": frozenset(("global", "minimax")),
+    "local": frozenset(("local",)),
+    "minimax": frozenset(("minimax",)),
+    "any": frozenset(("global", "minimax", "local")),
+}
 NEEDS = {"features": "a problem whose network ends in a linear softmax head (with `features` and `classes`)"}
 """What some algorithms need of a problem beyond the protocol: the attribute, and what it stands for."""
 
@@ -66,8 +78,7 @@ class Algorithm(Generic[S]):
 class Entry:
     """A row of the table: the algorithm's name, one line of what it is, its source, options and factory.
 
-    lower: the problems that it solves, those with a global lower level, with a local one, or any; needs: what it needs
-    of them beyond that, a key of NEEDS.
+    lower: the problems that it solves; needs: what it needs of them beyond that, a key of NEEDS.
     """
 
     name: str
@@ -80,10 +91,10 @@ class Entry:
 
     def hold(self, problem: Problem, key: str) -> None:
         """Raises BadInput for a problem that this algorithm does not solve."""
-        kind: Lower = "local" if is_local(problem) else "global"
-        if self.lower not in (kind, "any"):
+        kind: Lower = "local" if is_local(problem) else "minimax" if has_one_loss(problem) else "global"
+        if kind not in _ACCEPTS[self.lower]:
             fit = ", ".join(algorithms(kind))
-            raise BadInput(key, self.name, f"for a problem with a {kind} lower level one of {fit}")
+            raise BadInput(key, self.name, f"for {_KINDS[kind]} one of {fit}")
         if self.needs is not None and not hasattr(problem, self.needs):
             fit = ", ".join(name for name, entry in algorithms(kind).items() if entry.needs is None)
             raise BadInput(key, self.name, f"{NEEDS[self.needs]}; for this problem one of {fit}")
@@ -173,9 +184,7 @@ def algorithms(lower: Lower = "any") -> Mapping[str, Entry]:
     package = importlib.import_module("server.algorithms")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
-    return {
-        name: entry for name, entry in sorted(_TABLE.items()) if "any" in (lower, entry.lower) or lower == entry.lower
-    }
+    return {name: entry for name, entry in sorted(_TABLE.items()) if lower == "any" or lower in _ACCEPTS[entry.lower]}
 
 
 def find(name: str, key: str = "algorithm") -> Entry:

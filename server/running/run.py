@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbilevel.config.tables import RunTable
@@ -39,7 +41,8 @@ MOST_WAITS = 10_000
 class TraceEntry:
     """One outer iteration: x and y after it, the hypergradient by which x moved, and the rounds it took.
 
-    index is the random Q or N' if one was drawn. Fields can also be read as items: `entry["x"]`.
+    index is the random Q or N' if one was drawn; clients are those that were asked, round by round. Fields can also be
+    read as items: `entry["x"]`.
     """
 
     iteration: int
@@ -48,6 +51,7 @@ class TraceEntry:
     hypergradient: Tensor | None
     rounds: int
     index: int | None = None
+    clients: tuple[NDArray[np.int64], ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -191,7 +195,8 @@ def run_one(
             tick(iteration, fed.ledger.rounds)
             if trace:
                 taken = fed.ledger.rounds - before
-                entries.append(TraceEntry(iteration, state.x, state.y, state.hypergradient, taken, state.index))
+                told = (state.x, state.y, state.hypergradient, taken, state.index, tuple(fed.asked))
+                entries.append(TraceEntry(iteration, *told))
             if done() or fed.ledger.rounds // table.evaluate_every > evaluated // table.evaluate_every:
                 evaluated = fed.ledger.rounds
                 evaluate(used)
