@@ -24,7 +24,7 @@ from fedbilevel.config.tables import check
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import ClientData, Examples, Ragged
-from fedbilevel.problems.quadratic import Quadratic
+from fedbilevel.problems.bilevel.quadratic import Quadratic
 from fedbilevel.results import RunDirectory
 from server.grids.engines import Carrier, in_process, opened
 from server.running.experiment import Experiment, Observer, local

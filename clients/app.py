@@ -156,7 +156,7 @@ def _integers(value: object) -> np.ndarray:
 
 def _booleans(value: object) -> np.ndarray:
     assert isinstance(value, bytes)
-    return np.frombuffer(value, dtype=np.bool_)
+    return np.frombuffer(value, dtype=np.bool_).copy()
 
 
 # ---- a tensor as a Flower `Array`, and back: the one home of the conversion ----

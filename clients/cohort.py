@@ -197,6 +197,14 @@ class Cohort:
             self._drawn[level] = self._positions(level, order, inside, dtype)
         return self._drawn[level]
 
+    def everything(self, *levels: Level, dtype: torch.dtype) -> Batch:
+        """All examples of the levels as a batch, whatever the minibatch size."""
+        return Batch({level: self._full(level, dtype) for level in levels})
+
+    def drawn(self, *levels: Level, dtype: torch.dtype) -> Batch:
+        """The operation's own examples as a batch: what a call without one averages over."""
+        return Batch({level: self._own(level, dtype) for level in levels})
+
     def _rows(self, level: Level, y: Tensor, batch: Batch | None) -> Rows:
         return batch.rows[level] if batch else self._own(level, y.dtype)
 

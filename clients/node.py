@@ -14,6 +14,7 @@ from clients.cohort import Cohort, Draw, Held
 from clients.operations import OPERATIONS, Operation
 from fedbilevel.config.setup import Setup
 from fedbilevel.errors import ClientFailed
+from fedbilevel.federation.aggregation import per_output
 from fedbilevel.federation.messages import Kept, Reply, Request
 from fedbilevel.federation.systems import BatchSize
 from fedbilevel.machine.device import Device, chosen, placed
@@ -119,7 +120,7 @@ class Node:
         setting = self.setting
         draw = Draw(setting.seed, request.round, operation.name, setting.batch, setting.gradient_batch)
         blocks = held.blocks
-        pooled = operation.linear(request.options) and (blocks is None or not any(operation.along))
+        pooled = operation.linear(request.options) and (blocks is None or not any(operation.elsewhere))
         cohort = Cohort(held, draw, pooled=pooled)
         kept = None
         with torch.no_grad():
@@ -135,7 +136,7 @@ class Node:
 
         if blocks is None or not any(operation.gives):
             return tuple(total(u) for u in outputs), kept
-        about = operation.about if len(operation.about) == len(outputs) else operation.about * len(outputs)
+        about = per_output(operation.about, len(outputs))
         sums = []
         for u, start, of_x in zip(outputs, about, operation.gives, strict=True):
             if not of_x:

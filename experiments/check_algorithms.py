@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.check_tasks import TaskOracle, settled
 from fedbilevel.errors import RunFailed
-from fedbilevel.federation.participation import Population
 from fedbilevel.problem import Problem
 from fedbilevel.reference.comparison import relative
 from server.evaluation.directions import directions
@@ -31,14 +29,6 @@ HELD = 100
 CHANGE = 1e-6
 """Relative change of the direction in the second iteration at x0 that shows such a method."""
 NONE = "no direction: upper_step is 0, or the algorithm tells none"
-BIASED = {
-    "bome": "the direction of a dynamic barrier",
-    "fedavg-alternating": "the direct gradient fx alone",
-    "joint": "the levels' gradients in x together",
-    "lfednest": "clients' own Hessians, off by {bias:.1e} with all terms",
-    "lfednest-svrg": "clients' own Hessians, off by {bias:.1e} with all terms",
-}
-"""What the directions are that do not tend to the hypergradient, whatever their number of terms and rounds."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ class OwnAlgorithms:
             yield OwnError(label, None, (str(error),), failed=True)
 
     def _notes(self, job: Job) -> tuple[str, ...]:
-        if (about := BIASED.get(job.entry.name)) is None:
+        if not (about := job.entry.biased):
             return (settings(job),)
         return settings(job), f"biased by design: {about.format(bias=self.bias)}"
 
@@ -89,7 +79,7 @@ class OwnAlgorithms:
         draws = []
         for index in range(N):
             options = job.options.model_copy(update={"indices": [index]})
-            h = self._direction(job, next(self._states(job, options)))
+            h = next(self._states(job, options)).hypergradient
             if h is None:
                 return OwnError(job.label, None, (*self._notes(job), NONE))
             draws.append(h)
@@ -101,7 +91,7 @@ class OwnAlgorithms:
 
     def _summed(self, job: Job) -> Iterator[OwnError]:
         states = self._states(job, job.options)
-        first = self._direction(job, next(states))
+        first = next(states).hypergradient
         if first is None:
             yield OwnError(job.label, None, (*self._notes(job), NONE))
             return
@@ -109,10 +99,10 @@ class OwnAlgorithms:
         yield found
         if found.failed:
             return
-        second = self._direction(job, next(states))
+        second = next(states).hypergradient
         if second is None or relative(second, first) <= CHANGE:
             return
-        last = self._direction(job, next(itertools.islice(states, HELD - 3, None)))
+        last = next(itertools.islice(states, HELD - 3, None)).hypergradient
         if last is not None:
             yield self._error("", last, f"after {HELD} iterations at x0, each of which goes on from the last")
 
@@ -124,19 +114,6 @@ class OwnAlgorithms:
     def _states(self, job: Job, options: Any) -> Iterator[State]:
         device = job.config.run.device
         return directions(job.entry, options, self.problem, self.x, self.y, seed=job.seed, device=device)
-
-    def _direction(self, job: Job, state: State) -> Tensor | None:
-        """The direction of the x step; where it is all that local steps on x have moved it, that of one of them."""
-        h, o = state.hypergradient, job.options
-        if h is None:
-            return None
-        spec = getattr(o, "local_steps" if job.entry.name == "joint" else "upper_local_steps", 1)
-        alpha = float(getattr(o, "upper_step", 0.0))
-        if spec in (0, 1) or not relative(alpha * h, self.x - state.x) <= CHANGE:
-            return h
-        clients = self.problem.clients
-        tau = Population.of(clients).local_steps(spec, job.seed, np.arange(len(clients)), None)
-        return h / float(clients.weights @ tau / clients.weights.sum())
 
 
 class OwnMethods:

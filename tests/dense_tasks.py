@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import grad, jacrev
 
 from clients.tasks import TaskBatch
-from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.problems.tasks.quadratic_adaptation import QuadraticAdaptation
 from fedbilevel.tasks import Tasks
 from tests.runs import Loss, of_task
 

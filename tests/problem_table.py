@@ -15,7 +15,7 @@ from torch import Tensor
 from fedbilevel import ClientData, randomness
 from fedbilevel.problem import Ragged, map_examples
 from fedbilevel.problems import Quadratic
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
 from tests.reference import Dense
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from fedbilevel.derivatives import Level
-from fedbilevel.federation.messages import Kept, Passes
+from fedbilevel.federation.messages import Elsewhere, Kept, Passes
 from fedbilevel.user_files import is_users
 
 Result = Tensor | tuple[Tensor, ...]
@@ -20,14 +20,17 @@ Result = Tensor | tuple[Tensor, ...]
 class Operation:
     """A registered pure function of (cohort, vectors received, options).
 
-    reads: the vectors it needs; options: the keyword options it takes; steps: the option that holds the number of local
-    steps; linear_once: with one local step its result is linear in the client's losses; about: its results are iterates
-    that start at this vector (an unbiased average acts on the displacement); along: (vector, step), where that
-    displacement holds `-step * tau_i * vector` and the vector is an aggregate already; passes: how often it
-    differentiates an example of each level; tasks: it works on tasks of each client's own; report: its last output is
-    for the reader of a history, and not counted as communication; upper, gives: which vectors read and which outputs
-    are of the dimension of x; keeps: the keyword under which it gets what each client has kept (`Kept`): the rows to
-    keep are what it returns last.
+    * reads: the vectors it needs; options: the keyword options it takes
+    * steps: the option that holds the number of local steps; linear_once: with one of them its result is linear in the
+      client's losses
+    * about: its results are iterates that start at this vector (an unbiased average acts on the displacement)
+    * along: (vector, step), where that displacement holds `-step * tau_i * vector`, an aggregate already
+    * elsewhere: (vector, factor), what a result holds of a vector in those entries of x that are other clients' own,
+      beside its start; upper, gives: which vectors read and which outputs are of the dimension of x
+    * passes: how often it differentiates an example of each level; tasks: it works on tasks of each client's own
+    * report: its last output is for the reader of a history, and not counted as communication
+    * keeps: the keyword under which it gets what each client has kept (`Kept`): the rows to keep are what it returns
+      last
     """
 
     name: str
@@ -40,6 +43,7 @@ class Operation:
     report: bool
     about: tuple[str | None, ...]
     along: tuple[tuple[str, str] | None, ...]
+    elsewhere: tuple[tuple[str, Elsewhere] | None, ...]
     upper: tuple[str, ...]
     gives: tuple[bool, ...]
     keeps: str | None
@@ -77,12 +81,18 @@ OPERATIONS: dict[str, Operation] = {}
 """Every operation by its key."""
 
 
+def _steps_along(step: str) -> Elsewhere:
+    """`-step * tau_i`: nobody else's losses know these entries, and everybody steps along the aggregate."""
+    return lambda options, taus: -float(options[step]) * taus
+
+
 def operation(
     *,
     lower: float | Callable[[Mapping[str, Any]], float] = 0,
     upper: float | Callable[[Mapping[str, Any]], float] = 0,
     about: str | tuple[str | None, ...] | None = None,
     along: tuple[str, str] | tuple[tuple[str, str] | None, ...] | None = None,
+    elsewhere: tuple[tuple[str, Elsewhere] | None, ...] | None = None,
     steps: str | None = None,
     epochs_of: Level = "lower",
     linear_once: bool | Callable[[Mapping[str, Any]], bool] = True,
@@ -117,6 +127,7 @@ def operation(
             report=report,
             about=about if isinstance(about, tuple) else (about,),
             along=moved_along,
+            elsewhere=elsewhere or tuple(each and (each[0], _steps_along(each[1])) for each in moved_along),
             upper=upper_reads,
             gives=tuple(name == "x" for name in gives.split()),
             keeps=keeps,

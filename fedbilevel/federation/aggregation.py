@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbilevel.federation.messages import Operation, Reply
+from fedbilevel.federation.messages import Elsewhere, Operation, Reply
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.systems import BatchSize
 
@@ -81,19 +81,32 @@ class Aggregation:
         for operation, outputs in zip(
             operations, weighted_mean(replies, normalise=not unbiased, joined=joined), strict=True
         ):
-            about, along = (_per_output(each, len(outputs)) for each in (operation.about, operation.along))
+            about, along, elsewhere = (
+                per_output(each, len(outputs)) for each in (operation.about, operation.along, operation.elsewhere)
+            )
             gives = (*operation.gives, *(len(outputs) - len(operation.gives)) * (False,))
             moved = []
-            for output, start, step, of_x in zip(outputs, about, along, gives, strict=True):
+            for output, start, step, rest, of_x in zip(outputs, about, along, elsewhere, gives, strict=True):
                 mean = scale * output if unbiased else output
                 own = of_x and blocks is not None
                 if start is not None and (unbiased or own):
                     mean = mean + (1.0 if own else 1.0 - scale * total) * tensors[start].to(mean.dtype)
-                if step is not None and (unbiased or own):
-                    mean = mean + self._whole(operation, step, tensors, options, clients, scale, own=own)
+                if rest is not None and own:
+                    mean = mean + self._elsewhere(operation, rest, tensors, options, clients)
+                if step is not None and unbiased:
+                    mean = mean + self._whole(operation, step, tensors, options, clients, scale)
                 moved.append(mean.to(like.dtype))
             means.append(tuple(moved))
         return means
+
+    def _taus(
+        self, operation: Operation, options: Mapping[str, Any], clients: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """The local steps of these clients in an operation."""
+        work = operation.passes(options)
+        assert work.steps is not None
+        taus = self.population.local_steps(work.steps, self.seed, clients, self.batch, work.epochs_of)
+        return taus.astype(np.float64)
 
     def _whole(
         self,
@@ -103,33 +116,48 @@ class Aggregation:
         options: Mapping[str, Any],
         clients: NDArray[np.int64],
         scale: float,
-        *,
-        own: bool,
-    ) -> Tensor:
+    ) -> Tensor | float:
         """What is missing where the weights of S have scaled a step along an aggregate: it is `tau` steps, whole.
 
         Each client's displacement holds `-step * tau_i * vector`, of which the weights have made
-        `-step * sum_S w_i tau_i * vector`; whole it is `-step * sum_i p_i tau_i * vector`, over all clients, or over S
-        where weights are normalised. Of a client's own block its own weight alone has made anything.
+        `-step * sum_S w_i tau_i * vector`; whole it is `-step * sum_i p_i tau_i * vector`, over all clients.
         """
         vector, step = along
-        work, population = operation.passes(options), self.population
-        steps = work.steps
-        assert steps is not None
+        population, steps = self.population, operation.passes(options).steps
+        everyone = np.arange(len(population))
+        taus = self._taus(operation, options, clients)
+        tau = (
+            float(steps)
+            if isinstance(steps, int)
+            else float(population.weights @ self._taus(operation, options, everyone))
+        )
+        made = scale * float(population.weights[clients] @ taus)
+        return (made - tau) * float(options[step]) * tensors[vector].double()
 
-        def taus(of: NDArray[np.int64]) -> NDArray[np.float64]:
-            return population.local_steps(steps, self.seed, of, self.batch, work.epochs_of).astype(np.float64)
+    def elsewhere(
+        self, operation: Operation, factor: Elsewhere, options: Mapping[str, Any], clients: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """What each client's answer holds of a vector where x is not its own, by its weight, [S]."""
+        weights = self.population.weights[clients]
+        scale = len(self.population) / len(clients) if self.weighting == "unbiased" else 1.0 / float(weights.sum())
+        return scale * weights * factor(options, self._taus(operation, options, clients))
 
-        tau = made = scale * float(population.weights[clients] @ taus(clients))
-        if self.weighting == "unbiased":
-            everyone = np.arange(len(population))
-            tau = float(steps) if isinstance(steps, int) else float(population.weights @ taus(everyone))
-        missing: Tensor | float = made - tau
-        if own and population.blocks is not None:
-            missing = population.blocks.repeated(scale * population.weights[clients] * taus(clients), clients) - tau
-        return missing * float(options[step]) * tensors[vector].double()
+    def _elsewhere(
+        self,
+        operation: Operation,
+        rest: tuple[str, Elsewhere],
+        tensors: Mapping[str, Tensor],
+        options: Mapping[str, Any],
+        clients: NDArray[np.int64],
+    ) -> Tensor:
+        """What the answers of all other clients hold of a vector in each client's block of x, by their weights."""
+        vector, factor = rest
+        blocks = self.population.blocks
+        assert blocks is not None
+        held = self.elsewhere(operation, factor, options, clients)
+        return (float(held.sum()) - blocks.repeated(held, clients)) * tensors[vector].double()
 
 
-def _per_output(values: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
+def per_output(values: tuple[Any, ...], outputs: int) -> tuple[Any, ...]:
     """One value per output: as many as there are, or one for all."""
     return values if len(values) == outputs else values * outputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -96,6 +96,10 @@ class Passes:
     of_task: bool = False
 
 
+Elsewhere = Callable[[Options, NDArray[np.float64]], NDArray[np.float64]]
+"""From the options and the clients' local steps [S] to a factor for each of them."""
+
+
 class Operation(Protocol):
     """What the federation knows of an operation: its name, what it reads and returns, and its work."""
 
@@ -127,6 +131,11 @@ class Operation(Protocol):
     @property
     def along(self) -> tuple[tuple[str, str] | None, ...]:
         """Per output: the aggregate along which it, an iterate, also moves, and the option that holds the step."""
+        ...
+
+    @property
+    def elsewhere(self) -> tuple[tuple[str, Elsewhere] | None, ...]:
+        """Per output: what it holds of a vector in the entries of x that are other clients' own, beside its start."""
         ...
 
     @property

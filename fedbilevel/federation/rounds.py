@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from fedbilevel import randomness
 from fedbilevel.derivatives import Level
 from fedbilevel.errors import NonFinite
-from fedbilevel.federation.aggregation import Aggregation, Weighting, weighted_mean
+from fedbilevel.federation.aggregation import Aggregation, Weighting, per_output, weighted_mean
 from fedbilevel.federation.channel import Channel
 from fedbilevel.federation.ledger import Clock, Ledger
 from fedbilevel.federation.messages import Exchange, Kept, Operation, Request
@@ -121,7 +121,7 @@ class Federation:
         for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):
             if not all(bool(torch.isfinite(output).all()) for output in outputs):
                 raise NonFinite(f"operation {operation.name}, round {self.ledger.rounds}: the mean is not finite")
-            whole: tuple[Any, ...] = self._uncut(operation, outputs, sent)
+            whole: tuple[Any, ...] = self._uncut(operation, outputs, sent, request.options)
             if operation.keeps is not None:
                 whole = (*whole, self._kept(arguments[operation.keeps], [reply.own[k] for reply in replies]))
             results.append(whole[0] if len(whole) == 1 else whole)
@@ -177,20 +177,28 @@ class Federation:
         return part
 
     def _uncut(
-        self, operation: Operation, outputs: tuple[Tensor, ...], sent: Mapping[str, Tensor]
+        self, operation: Operation, outputs: tuple[Tensor, ...], sent: Mapping[str, Tensor], options: Mapping[str, Any]
     ) -> tuple[Tensor, ...]:
-        """The outputs with those of the dimension of x whole: what nobody was asked for stays, or is 0."""
+        """The outputs with those of the dimension of x whole.
+
+        In the blocks of clients that were not asked stands what the answers of those that were hold there: the start of
+        an iterate, and what the operation says of a vector elsewhere.
+        """
         blocks = self.population.blocks
         if blocks is None or not any(operation.gives):
             return outputs
-        about = operation.about if len(operation.about) == len(outputs) else operation.about * len(outputs)
+        about, elsewhere = (per_output(each, len(outputs)) for each in (operation.about, operation.elsewhere))
         whole = []
-        for output, start, of_x in zip(outputs, about, operation.gives, strict=True):
-            if of_x:
-                base = sent[start] if start is not None else output.new_zeros(int(blocks.offsets[-1]))
-                whole.append(blocks.fill(base, output, self.sampled))
-            else:
+        for output, start, rest, of_x in zip(outputs, about, elsewhere, operation.gives, strict=True):
+            if not of_x:
                 whole.append(output)
+                continue
+            base = sent[start] if start is not None else output.new_zeros(int(blocks.offsets[-1]))
+            if rest is not None:
+                vector, factor = rest
+                held = self.aggregation.elsewhere(operation, factor, options, self.sampled)
+                base = base + float(held.sum()) * sent[vector]
+            whole.append(blocks.fill(base, output, self.sampled))
         return tuple(whole)
 
     # ---- what clients keep ----

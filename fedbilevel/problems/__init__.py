@@ -1,13 +1,13 @@
-"""The problems: one file each, and the table of their names. A user's own is `path/to/file.py:factory`."""
+"""The problems by kind, one file each, and the table of their names. A user's own is `path/to/file.py:factory`."""
 
 from collections.abc import Callable
 
 from fedbilevel.problem import Problem
-from fedbilevel.problems.few_shot import FewShot
-from fedbilevel.problems.hyper_representation import HyperRepresentation
-from fedbilevel.problems.quadratic import Quadratic
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
-from fedbilevel.problems.sinusoid import Sinusoid
+from fedbilevel.problems.bilevel.hyper_representation import HyperRepresentation
+from fedbilevel.problems.bilevel.quadratic import Quadratic
+from fedbilevel.problems.tasks.few_shot import FewShot
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.sinusoid import Sinusoid
 
 __all__ = ["PROBLEMS", "FewShot", "HyperRepresentation", "Quadratic", "QuadraticTasks", "Sinusoid"]
 

@@ -78,7 +78,9 @@ class Algorithm(Generic[S]):
 class Entry:
     """A row of the table: the algorithm's name, one line of what it is, its source, options and factory.
 
-    lower: the problems that it solves; needs: what it needs of them beyond that, a key of NEEDS.
+    lower: the problems that it solves; needs: what it needs of them beyond that, a key of NEEDS. confirmed, reading:
+    what of it the paper's abstract, tables or public code confirm, and what is our reading of it, or our own; biased:
+    what its direction is, where that does not tend to the hypergradient, whatever its terms and rounds.
     """
 
     name: str
@@ -88,6 +90,15 @@ class Entry:
     factory: Callable[[Any], Algorithm[Any]]
     lower: Lower = "global"
     needs: str | None = None
+    confirmed: str = ""
+    reading: str = ""
+    biased: str = ""
+
+    @property
+    def family(self) -> str:
+        """The room below `server/algorithms` in which it lives; "own" for one of a user's own file."""
+        home = self.factory.__module__.split(".")
+        return home[2] if home[:2] == ["server", "algorithms"] else "own"
 
     def hold(self, problem: Problem, key: str) -> None:
         """Raises BadInput for a problem that this algorithm does not solve."""
@@ -154,7 +165,15 @@ _OF_FILES: list[Entry] = []
 
 
 def algorithm(
-    name: str, *, source: str, options: type[Options], lower: Lower = "global", needs: str | None = None
+    name: str,
+    *,
+    source: str,
+    options: type[Options],
+    lower: Lower = "global",
+    needs: str | None = None,
+    confirmed: str = "",
+    reading: str = "",
+    biased: str = "",
 ) -> Callable[[Callable[[Any], Algorithm[Any]]], Callable[[Any], Algorithm[Any]]]:
     """Enter a factory into the table; the first line of its docstring is the summary.
 
@@ -164,7 +183,7 @@ def algorithm(
 
     def enter(factory: Callable[[Any], Algorithm[Any]]) -> Callable[[Any], Algorithm[Any]]:
         summary = ((factory.__doc__ or "").strip().splitlines() or [name])[0]
-        entry = Entry(name, summary, source, options, factory, lower, needs)
+        entry = Entry(name, summary, source, options, factory, lower, needs, confirmed, reading, biased)
         if is_users(factory.__module__):
             _OF_FILES.append(entry)
         elif name in _TABLE and _TABLE[name].factory.__module__ != factory.__module__:
@@ -240,6 +259,6 @@ def draw_index(fed: Federation, estimator: str, N: int, indices: Sequence[int] |
     return index
 
 
-def displacement(x: Tensor, x_next: Tensor, upper_step: float) -> Tensor | None:
-    """The direction of local x steps as the server sees it: (x - x_next) / alpha, the sum over tau local steps."""
-    return (x - x_next) / upper_step if upper_step > 0 else None
+def displacement(x: Tensor, x_next: Tensor, upper_step: float, steps: float = 1.0) -> Tensor | None:
+    """The direction of local x steps as the server sees it: (x - x_next) / alpha, of one of so many steps."""
+    return (x - x_next) / (upper_step * steps) if upper_step > 0 else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from fedbilevel.errors import NOTHING, BadInput
@@ -53,6 +56,9 @@ class Options(Strict):
 
     def hold_local(self) -> None:
         """Raises BadInput for a value that cannot be used where the lower level is local."""
+
+    def hold_clients(self, taus: Mapping[str, NDArray[np.int64]]) -> None:
+        """Raises BadInput for a value that does not fit the clients, of whom it gets every option of local steps."""
 
 
 class UpperOptions(Options):

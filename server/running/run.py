@@ -111,10 +111,8 @@ class Run:
             if self.table.solution_every:
                 allowed = "0 where the lower level is local: every task has a solution of its own"
                 raise BadInput("run.solution_every", self.table.solution_every, allowed)
-        for name in ("local_steps", "upper_local_steps"):
-            taus = getattr(options, name, None)
-            if isinstance(taus, list) and len(taus) != m:
-                raise BadInput(f"options.{name}", f"{len(taus)} numbers", f"one number for each of the {m} clients")
+        if not is_local(problem):
+            options.hold_clients(self._local_steps(problem, options))
         start = initial(problem, self.seed)
         solved = every(self.table.solution_every, problem, *start) > 0
         need = estimate(problem, start, options, sample, solved=solved).total
@@ -122,6 +120,17 @@ class Run:
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
             raise BadInput("options.indices", f"{len(indices)} indices", f"one per outer iteration, {iterations}")
+
+    def _local_steps(self, problem: Problem, options: Options) -> dict[str, NDArray[np.int64]]:
+        """tau_i of all clients by option. Raises BadInput for a list of another length."""
+        population, m, found = Population.of(problem.clients), len(problem.clients), {}
+        for name, level in (("local_steps", "lower"), ("upper_local_steps", "upper")):
+            taus = getattr(options, name, None)
+            if isinstance(taus, list) and len(taus) != m:
+                raise BadInput(f"options.{name}", f"{len(taus)} numbers", f"one number for each of the {m} clients")
+            if taus is not None:
+                found[name] = population.local_steps(taus, self.seed, np.arange(m), self.batch, level)
+        return found
 
 
 def run_one(

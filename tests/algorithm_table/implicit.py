@@ -132,6 +132,26 @@ ROWS = {
             ),
         ],
     ),
+    "fedmbo": Row(
+        cases=combined(
+            [{**SERIES, "indices": INDICES}],
+            ACCOUNTING,
+            choices("local_steps", 1, TAU),
+            choices("upper_local_steps", 0, 1, UPPER_TAU),
+        ),
+        rounds=lambda o, index: lower_rounds(o) + (index or 0) + 2 + outer_rounds(o),
+        counts=[({}, 3 + 2 + 3), ({"accounting": "merged"}, 3 + 2 + 2)],
+        sampled={"lower_rounds": 2, "neumann_terms": 4, "indices": [*INDICES, 1], "local_steps": TAU},
+        travels=[
+            (
+                {"lower_rounds": 1, "neumann_terms": 3, "indices": [0, 2]},
+                [
+                    [("x y", "y"), ("y", "fy"), ("p", "h"), ("h", "x")],
+                    [("x y", "y"), ("y", "fy"), ("p", "p"), ("p", "p"), ("p", "h"), ("h", "x")],
+                ],
+            ),
+        ],
+    ),
     "lfednest": Row(
         cases=LOCAL_NEST,
         rounds=lambda o, index: lower_rounds(o) + 1,

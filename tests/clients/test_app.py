@@ -22,7 +22,7 @@ from clients.app import Decoded, array_from_tensor, decoded_of_process, node_of_
 from clients.operations.oracles import lower_gradient
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
-from fedbilevel.problems.quadratic import Quadratic
+from fedbilevel.problems.bilevel.quadratic import Quadratic
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
 from tests.app_runs import PARTIAL, run_app, write_text

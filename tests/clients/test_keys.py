@@ -12,7 +12,7 @@ from torch import Tensor
 from clients.cohort import Cohort, Draw, Held
 from fedbilevel import ClientData
 from fedbilevel.problem import Ragged
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
 
 M, N, B, ROUNDS = 4, 6, 2, 300

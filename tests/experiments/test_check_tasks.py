@@ -18,13 +18,13 @@ from experiments.check_algorithms import OwnError, OwnMethods
 from experiments.check_tasks import TaskOracle
 from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput
-from fedbilevel.problems.few_shot import FewShot
 from fedbilevel.problems.inspection import convert
+from fedbilevel.problems.tasks.few_shot import FewShot
 from server.running.plan import plan
 
 NETWORK = """
 from fedbilevel import derivatives
-from fedbilevel.problems.few_shot import FewShot
+from fedbilevel.problems.tasks.few_shot import FewShot
 
 small = {{"ways": 2, "side": 2, "network": "mlp", "hidden": [3], "activation": "tanh"}}
 right = FewShot(**small)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,23 +21,29 @@ class Entry(NamedTuple):
 
 @dataclass
 class Memory:
-    """What an algorithm keeps besides x and y."""
+    """What an algorithm keeps besides x and y; own: what each client does."""
 
     k: int = 0
     v: Vector | None = None
     z: Vector | None = None
+    own: dict[int, Vector] = field(default_factory=dict)
 
 
 class Round:
     """The clients of one outer iteration and their weights w_i: p_i / sum_S p_j, or (m / |S|) p_i."""
 
     def __init__(self, clients: Sequence[Client], chosen: Sequence[int], unbiased: bool) -> None:
+        self.everyone, self.unbiased = clients, unbiased
         self.members = [(i, clients[i]) for i in chosen]
         total = sum(client.p for _, client in self.members)
         scale = len(clients) / len(self.members) if unbiased else 1.0 / total
         self.weights = {i: scale * client.p for i, client in self.members}
         self.shares = {i: client.p / total for i, client in self.members}
         self.fixed = {i: client.p for i, client in enumerate(clients)} if unbiased else self.shares
+
+    def among(self, chosen: Sequence[int]) -> Round:
+        """The same iteration with other clients."""
+        return Round(self.everyone, chosen, self.unbiased)
 
     def agg(self, answer: Callable[[int, Client], Vector], start: Vector | None = None) -> Vector:
         """sum_S w_i u_i; an iterate is averaged as its start plus the weighted displacements."""

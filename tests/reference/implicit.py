@@ -60,6 +60,20 @@ def fednest_sgd(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) ->
     return fednest(fed, x, y, memory, o, fed_sgd)
 
 
+@implements("fedmbo", local_steps=1, upper_local_steps=1)
+def fedmbo(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> Entry:
+    """resampled: the rounds of clients of the gradient and of each factor of the estimate."""
+    N, lam = o["neumann_terms"], o["neumann_step"]
+    for _ in range(o["lower_rounds"]):
+        y = fed_sgd(fed, x, y, o["lower_step"], o["local_steps"])
+    others = [fed.among(each) for each in o.get("resampled", {}).get(memory.k, ())] or [fed] * (N + 1)
+    p = lam * N * others[0].agg(lambda i, c: c.fy(x, y))
+    for each in others[1 : o["indices"][memory.k] + 1]:
+        p = each.agg(lambda i, c, p=p: p - lam * c.hvp(p), p)
+    h = fed.agg(lambda i, c: c.fx(x, y) - c.cross(p))
+    return Entry(fed_out(fed, x, y, h, o["upper_step"], o["upper_local_steps"]), y, h)
+
+
 @implements("lfednest", **SERIES)
 def lfednest(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options, inner: Any = fed_sgd) -> Entry:
     N, lam, alpha = o["neumann_terms"], o["neumann_step"], o["upper_step"]
@@ -78,7 +92,8 @@ def lfednest(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options, inner
         return x_i
 
     x_next = fed.agg(walk, x)
-    return Entry(x_next, y, (x - x_next) / alpha)
+    steps = sum(share * o["upper_local_steps"][i] for i, share in fed.shares.items())
+    return Entry(x_next, y, (x - x_next) / (alpha * steps))
 
 
 @implements("lfednest-svrg", **SERIES)

@@ -20,7 +20,8 @@ def fedavg_alternating(fed: Round, x: Vector, y: Vector, memory: Memory, o: Opti
         return x_i
 
     x_next = fed.agg(walk, x)
-    return Entry(x_next, y, (x - x_next) / o["upper_step"])
+    steps = sum(share * o["upper_local_steps"][i] for i, share in fed.shares.items())
+    return Entry(x_next, y, (x - x_next) / (o["upper_step"] * steps))
 
 
 @implements("joint", lower_weight=1.0, local_steps=1)
@@ -37,4 +38,5 @@ def joint(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> Entry
 
     both = fed.agg(walk, np.concatenate([x, y]))
     x_next, y_next = both[: len(x)], both[len(x) :]
-    return Entry(x_next, y_next, (x - x_next) / o["upper_step"])
+    steps = sum(share * o["local_steps"][i] for i, share in fed.shares.items())
+    return Entry(x_next, y_next, (x - x_next) / (o["upper_step"] * steps))

@@ -17,7 +17,7 @@ from clients.node import Node, Setting
 from clients.operations.oracles import lower_gradient, neumann_factor
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
-from fedbilevel.problems.quadratic import Quadratic
+from fedbilevel.problems.bilevel.quadratic import Quadratic
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
 from tests.app_runs import assert_same_history, run_app

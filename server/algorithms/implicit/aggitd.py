@@ -55,6 +55,8 @@ class AggITDState(State):
     "aggitd",
     source="Xiao & Ji, Communication-Efficient Federated Hypergradient Computation, ICML 2023",
     options=Options,
+    confirmed="estimate and lower level share their rounds; ITD type",
+    reading="the recursion; warm_start is ours",
 )
 def aggitd(o: Options) -> Algorithm[AggITDState]:
     """Aggregated iterative differentiation: hypergradient and lower level in the same rounds.

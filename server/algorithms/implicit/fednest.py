@@ -43,7 +43,13 @@ def _fednest(o: Options, inner: Literal["svrg", "sgd"]) -> Algorithm[State]:
     return Algorithm(State, step, rounds)
 
 
-@algorithm("fednest", source=_SOURCE, options=Options)
+@algorithm(
+    "fednest",
+    source=_SOURCE,
+    options=Options,
+    confirmed="rounds; the fixed Neumann sum",
+    reading="the sampled N'",
+)
 def fednest(o: Options) -> Algorithm[State]:
     """AID with a global Neumann series; FedSVRG inside and a corrected x step.
 
@@ -53,7 +59,12 @@ def fednest(o: Options) -> Algorithm[State]:
     return _fednest(o, "svrg")
 
 
-@algorithm("fednest-sgd", source=_SOURCE, options=Options)
+@algorithm(
+    "fednest-sgd",
+    source=_SOURCE,
+    options=Options,
+    confirmed="rounds",
+)
 def fednest_sgd(o: Options) -> Algorithm[State]:
     """FedNest with plain local SGD on the lower level: T+N+3 rounds, and client drift when tau > 1."""
     return _fednest(o, "sgd")

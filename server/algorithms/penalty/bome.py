@@ -50,6 +50,9 @@ class BomeState(MetaState):
     source="Liu, Ye, Wright, Stone & Liu, BOME! Bilevel Optimization Made Easy, NeurIPS 2022",
     options=Options,
     lower="any",
+    confirmed="the multiplier",
+    reading="federation: gradients are aggregated before the multiplier; on tasks one per task",
+    biased="the direction of a dynamic barrier",
 )
 def bome(o: Options) -> Algorithm[BomeState]:
     """First order: value-function constraint with a dynamic barrier; T+1 rounds, bias O(step) at constant steps.

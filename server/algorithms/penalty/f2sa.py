@@ -30,7 +30,13 @@ class F2SAState(State):
     penalty: float = 0.0
 
 
-@algorithm("f2sa", source="Kwon, Kwon, Wright & Nowak, ICML 2023", options=Options)
+@algorithm(
+    "f2sa",
+    source="Kwon, Kwon, Wright & Nowak, ICML 2023",
+    options=Options,
+    confirmed="the three steps; bias O(1/lam)",
+    reading="federation",
+)
 def f2sa(o: Options) -> Algorithm[F2SAState]:
     """First order: penalty lam on g(x, y) - g(x, z); T+1 rounds, bias O(1/lam).
 

@@ -32,7 +32,14 @@ class MemFBOState(MetaState):
     z: Tensor | None = None
 
 
-@algorithm("memfbo", source="MemFBO, AAAI 2025", options=Options, lower="any")
+@algorithm(
+    "memfbo",
+    source="MemFBO, AAAI 2025",
+    options=Options,
+    lower="any",
+    confirmed="first order, single loop",
+    reading="the formulas; local steps normalised as in ShroFBO; on tasks the proximal lower level",
+)
 def memfbo(o: Options) -> Algorithm[MemFBOState]:
     """First order, single loop: the three penalty steps in one round per iteration, bias O(1/lam).
 

@@ -20,7 +20,13 @@ class Options(options.UpperOptions):
     upper_local_steps: options.UpperLocalSteps = 1
 
 
-@algorithm("fedavg-alternating", source="baseline; FedAvg: McMahan et al., AISTATS 2017", options=Options)
+@algorithm(
+    "fedavg-alternating",
+    source="baseline; FedAvg: McMahan et al., AISTATS 2017",
+    options=Options,
+    confirmed="biased by design",
+    biased="the direct gradient fx alone",
+)
 def fedavg_alternating(o: Options) -> Algorithm[State]:
     """Baseline: T FedSGD rounds on y, then one on x with the direct gradient fx only; T+1 rounds, biased by design."""
     T = o.lower_rounds
@@ -31,6 +37,7 @@ def fedavg_alternating(o: Options) -> Algorithm[State]:
         y = fed_inn(fed, x, state.y, "sgd", T, o.lower_step, o.local_steps, "paper")
         # tau times x_i -= alpha * fx_i(x_i, y); x = agg(x_i)
         x_next = fed.mean(direct_steps, x=x, y=y, upper_step=o.upper_step, upper_local_steps=o.upper_local_steps)
-        return replace(state, x=x_next, y=y, hypergradient=displacement(x, x_next, o.upper_step))
+        h = displacement(x, x_next, o.upper_step, fed.mean_local_steps(o.upper_local_steps, "upper"))
+        return replace(state, x=x_next, y=y, hypergradient=h)
 
     return Algorithm(State, step, lambda index: T + 1)

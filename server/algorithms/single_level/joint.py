@@ -21,7 +21,13 @@ class Options(options.UpperOptions):
     local_steps: options.LocalSteps = 1
 
 
-@algorithm("joint", source="baseline; FedAvg: McMahan et al., AISTATS 2017", options=Options)
+@algorithm(
+    "joint",
+    source="baseline; FedAvg: McMahan et al., AISTATS 2017",
+    options=Options,
+    confirmed="ignores the levels",
+    biased="the levels' gradients in x together",
+)
 def joint(o: Options) -> Algorithm[State]:
     """Baseline: FedAvg on (x, y) for sum_i p_i (f_i + c g_i); 1 round, ignores the levels."""
 
@@ -37,6 +43,7 @@ def joint(o: Options) -> Algorithm[State]:
             lower_weight=o.lower_weight,
             local_steps=o.local_steps,
         )
-        return replace(state, x=x_next, y=y_next, hypergradient=displacement(x, x_next, o.upper_step))
+        h = displacement(x, x_next, o.upper_step, fed.mean_local_steps(o.local_steps))
+        return replace(state, x=x_next, y=y_next, hypergradient=h)
 
     return Algorithm(State, step, lambda index: 1)

@@ -58,6 +58,8 @@ class Options(FlowOptions):
     source="Li, Wang, Narayan, Kirby & Zhe, Meta-Learning with Adjoint Methods, 2021",
     options=Options,
     lower="local",
+    confirmed="the gradient flow and its adjoint ODE; Euler is maml",
+    reading="forward states stored on the grid; Runge-Kutta's midpoints by Hermite",
 )
 def amaml(o: Options) -> Algorithm[MetaState]:
     """The adjoint of the gradient flow by Hessian products, no graph; 1 round, memory O(ODE steps)."""

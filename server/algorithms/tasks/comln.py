@@ -42,6 +42,7 @@ class Options(FlowOptions):
     options=Options,
     lower="local",
     needs="features",
+    confirmed="flow of the head in sample space, forward sensitivities, learned horizon",
 )
 def comln(o: Options) -> Algorithm[MetaState]:
     """Forward sensitivities of the head's gradient flow, whose horizon is learned; 1 round, memory flat in T."""

@@ -11,7 +11,11 @@ class Options(MetaOptions):
 
 
 @algorithm(
-    "fomaml", source="Finn, Abbeel & Levine, Model-Agnostic Meta-Learning, ICML 2017", options=Options, lower="local"
+    "fomaml",
+    source="Finn, Abbeel & Levine, Model-Agnostic Meta-Learning, ICML 2017",
+    options=Options,
+    lower="local",
+    confirmed="the gradient at the adapted parameters",
 )
 def fomaml(o: Options) -> Algorithm[MetaState]:
     """First-order MAML: the gradient at the adapted parameters; 1 round."""

@@ -52,6 +52,8 @@ class Options(ImplicitOptions):
     "Gradients, AAAI 2023",
     options=Options,
     lower="local",
+    confirmed="implicit gradients in the prior's mean and variances",
+    reading="fixed noise of the variational posterior; temperature",
 )
 def ibaml(o: Options) -> Algorithm[MetaState]:
     """Implicit gradients of a task's posterior in the prior's mean and log variances; 1 round, x = (mu, log s)."""

@@ -56,6 +56,8 @@ class Options(ImplicitOptions):
     source="Rajeswaran, Finn, Kakade & Levine, Meta-Learning with Implicit Gradients, NeurIPS 2019",
     options=Options,
     lower="local",
+    confirmed="(I + H/lam)^-1 grad f by conjugate gradients at the proximal solution",
+    reading="damping and report of negative curvature",
 )
 def imaml(o: Options) -> Algorithm[MetaState]:
     """Implicit gradient of a proximal lower level by conjugate gradients; 1 round, memory independent of K."""

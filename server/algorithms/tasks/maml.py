@@ -24,7 +24,12 @@ class Options(MetaOptions):
 
 
 @algorithm(
-    "maml", source="Finn, Abbeel & Levine, Model-Agnostic Meta-Learning, ICML 2017", options=Options, lower="local"
+    "maml",
+    source="Finn, Abbeel & Levine, Model-Agnostic Meta-Learning, ICML 2017",
+    options=Options,
+    lower="local",
+    confirmed="reverse mode through the inner steps",
+    reading="truncation",
 )
 def maml(o: Options) -> Algorithm[MetaState]:
     """Reverse-mode differentiation through the K inner gradient steps; 1 round, memory O(K)."""

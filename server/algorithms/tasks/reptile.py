@@ -15,6 +15,7 @@ class Options(MetaOptions):
     source="Nichol, Achiam & Schulman, On First-Order Meta-Learning Algorithms, 2018",
     options=Options,
     lower="local",
+    confirmed="x - y_K",
 )
 def reptile(o: Options) -> Algorithm[MetaState]:
     """The way back from the adapted parameters, x - y_K; 1 round, no query set."""

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 from torch.func import grad, jacrev
 
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.agreement import relative
 from tests.problem_table import Quartic, Softmax
 from tests.runs import meta_gradient, of_task, tasks_of

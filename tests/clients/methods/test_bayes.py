@@ -13,7 +13,7 @@ from torch.func import vmap
 from clients.methods import methods
 from clients.methods.bayes import noise
 from fedbilevel import simulate
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.agreement import relative
 from tests.algorithm_table.tasks import NEWTON, SOLVERS
 from tests.dense_tasks import dense, hessian, newton, points

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clients.methods import methods
 from clients.tasks import TaskBatch
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.algorithm_table import LOCAL
 from tests.algorithm_table.row import Options
 from tests.algorithm_table.tasks import SOLVERS

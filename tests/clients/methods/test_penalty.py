@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clients.tasks import TaskBatch
-from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.problems.tasks.quadratic_adaptation import QuadraticAdaptation
 from tests.agreement import relative
 from tests.algorithm_table.row import Options
 from tests.problem_table import DIM, M, Softmax, quadratic_tasks

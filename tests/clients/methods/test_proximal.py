@@ -11,7 +11,7 @@ from clients.methods.bayes import Variational, noise
 from clients.methods.conjugate_gradients import DOUBLINGS
 from clients.methods.proximal import Proximal
 from fedbilevel import simulate
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.agreement import relative
 from tests.algorithm_table.tasks import NEWTON, SOLVERS
 from tests.dense_tasks import eye, hessian, points

@@ -11,7 +11,7 @@ from clients.methods import methods
 from clients.methods.stability import UnstableFlow, curvature
 from fedbilevel import simulate
 from fedbilevel.errors import ClientFailed
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.agreement import relative
 from tests.problem_table import Linear, Softmax, with_horizon
 from tests.runs import meta_gradient, settings, tasks_of

@@ -60,8 +60,21 @@ def walked(name: str, steps: list[OneClient], v: Any, o: Any) -> list[Tensor]:
     beta, alpha = o.get("lower_step", 0.0), o.get("upper_step", 0.0)
     sums = [torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(y)]
     z = v.get("z", y)
+    u = v.get("v", y)
+    m = (v["mx"], v["my"], v["mv"]) if "mx" in v else None
+    eta = (alpha, beta, o.get("neumann_step", 0.0))
     for at in steps:
-        if name == "svrg_steps":
+        if name in SINGLE_LOOP:
+            d = three(at, x, y, u)
+            if "variance" in name:
+                m = d if m is None else m
+                old, (x, y, u) = d, (p - e * each for p, e, each in zip((x, y, u), eta, m, strict=True))
+                new, c = three(at, x, y, u), o["momentum_decay"]
+                m = tuple(a + (1 - c) * (each - b) for a, each, b in zip(new, m, old, strict=True))
+            else:
+                sums = [total + each for total, each in zip(sums, d, strict=True)]
+                x, y, u = (p - e * each for p, e, each in zip((x, y, u), eta, d, strict=True))
+        elif name == "svrg_steps":
             y = y - beta * (at.gy(x, y) - at.gy(x, v["y"]) + v["gradient"])
         elif name == "sgd_steps":
             y = y - beta * at.gy(x, y)
@@ -89,7 +102,24 @@ def walked(name: str, steps: list[OneClient], v: Any, o: Any) -> list[Tensor]:
             sums = [total + each for total, each in zip(sums, (dx, dy, dz), strict=True)]
             x, y, z = x - alpha * dx, y - beta * dy, z - o["auxiliary_step"] * dz
     up = {"svrg_steps": [y], "sgd_steps": [y], "joint_steps": [x, y], "penalty_steps": [t / len(steps) for t in sums]}
+    up |= {"single_loop_steps": sums, "simultaneous_steps": [x, y, u]}
+    if m is not None:
+        return [x, y, u, *m]
     return up.get(name, [x])
+
+
+SINGLE_LOOP = (
+    "single_loop_steps",
+    "simultaneous_steps",
+    "variance_reduced_steps",
+    "first_variance_reduced_steps",
+)
+
+
+def three(at: OneClient, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """`fx - J v, gy, H v - fy`."""
+    Jv, Hv = at.products(x, y, v)
+    return at.fx(x, y) - Jv, at.gy(x, y), Hv - at.fy(x, y)
 
 
 WALKS: dict[str, tuple[derivatives.Level, ...]] = {
@@ -100,6 +130,7 @@ WALKS: dict[str, tuple[derivatives.Level, ...]] = {
     "local_hypergradient_steps": ("upper", "lower"),
     "joint_steps": ("lower", "upper"),
     "penalty_steps": ("lower", "upper"),
+    **dict.fromkeys(SINGLE_LOOP, ("lower", "upper")),
 }
 
 

@@ -10,8 +10,8 @@ import pytest
 from experiments.cli import main
 from fedbilevel import BadInput, simulate
 from fedbilevel.errors import unknown
+from fedbilevel.problems.bilevel.quadratic import Quadratic
 from fedbilevel.problems.inspection import inspect_problem
-from fedbilevel.problems.quadratic import Quadratic
 
 CONFIG = '[run]\niterations = 3\n[problem]\nname = "quadratic"\n[algorithms.aggitd]\n[algorithms.fednest]\n'
 MANY = "9" * 400

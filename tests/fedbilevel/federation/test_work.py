@@ -6,8 +6,10 @@ busiest client differentiates examples; a product with a second derivative count
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.federation.systems import Network, Systems
 from fedbilevel.problems import Quadratic
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
 from server.grids.engines import in_process
 from tests.differentiable import Curved
@@ -59,11 +61,25 @@ BY_HAND: list[tuple[str, dict[str, Any], int, int]] = [
     ("penalty_hypergradient", {}, 2, 1),  # gx at y and at z; fx
     ("penalty_steps", {"local_steps": 1}, 4, 2),  # gx and gy, at y and at z; fx, fy
     ("penalty_steps", {"local_steps": 3}, 3 * 4, 3 * 2),
+    ("single_loop_steps", {"local_steps": 1}, 5, 2),  # gy, H v, J v; fx, fy
+    ("single_loop_steps", {"local_steps": 3}, 3 * 5, 3 * 2),
+    ("simultaneous_steps", {"local_steps": 3}, 3 * 5, 3 * 2),
+    ("variance_reduced_steps", {"local_steps": 1}, 2 * 5, 2 * 2),  # at the new point and at the old
+    ("first_variance_reduced_steps", {"local_steps": 3}, 3 * 2 * 5, 3 * 2 * 2),
+    ("momentum_directions", {}, 5, 2),
+    ("page_directions", {"full": True}, 5, 2),
+    ("page_directions", {"full": False}, 2 * 5, 2 * 2),
 ]
 
 
 def options_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return {key: given.get(key, VALUES.get(key)) for key in ALL[name].options}
+
+
+def kept(name: str) -> dict[str, Any]:
+    """What both clients have kept, where an operation keeps something."""
+    asked = ask(name, PROBLEM, 1, [0, 2]).own
+    return {key: dict(enumerate(each.rows)) for key, each in asked.items()}
 
 
 @pytest.mark.parametrize(("name", "given", "lower", "upper"), BY_HAND)
@@ -73,7 +89,7 @@ def test_simulated_seconds_are_the_examples_of_the_busiest_client(
     fed = Federation(in_process(PROBLEM, Setting()), Population.of(PROBLEM.clients), systems=SYSTEMS)
     fed.begin(0)
     tensors = ask(name, PROBLEM, 1, [0, 1]).tensors
-    fed.mean(ALL[name], **tensors, **options_of(name, given))
+    fed.mean(ALL[name], **tensors, **options_of(name, given), **kept(name))
     assert fed.ledger.simulated_seconds == pytest.approx(lower * G + upper * F, rel=1e-9, abs=1e-6)
 
 
@@ -102,7 +118,8 @@ def test_an_operation_differentiates_as_often_as_it_is_counted(
     view = type("View", (), {**vars(cohort.derivatives), **{k: staticmethod(v) for k, v in patched.items()}})
     monkeypatch.setattr(cohort, "derivatives", view)
     alike = {key: 3 if value == [3, 9] else value for key, value in given.items()}
-    request = ask(name, PROBLEM, 1, [0, 1], **alike)
+    request = ask(name, PROBLEM, 1, [0, 2] if ALL[name].keeps else [0, 1], **alike)
+    request = replace(request, clients=np.array([0, 1]))
     Node(PROBLEM, Setting()).answer(request)
     assert done == {"lower": lower, "upper": upper}
 

@@ -11,7 +11,7 @@ from fedbilevel import simulate
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.device import at_hand, chosen, moved, placed, where
 from fedbilevel.problems import Quadratic
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.console import config, refused
 
 CARD = torch.cuda.is_available()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.reference.local_level import DenseTasks
 
 

@@ -14,7 +14,7 @@ from tests.agreement import agree
 from tests.algorithm_table import GLOBAL, LOCAL
 from tests.algorithm_table.row import INDICES, STEPS, TAU, UPPER_TAU, N, Options
 from tests.problem_table import WEIGHTS, M, quadratic
-from tests.runs import sampled_sets, start, traced
+from tests.runs import sampled_sets, silent, start, traced
 
 ITERATIONS = 3
 CASES = [(name, case) for name, row in GLOBAL.items() for case in row.cases]
@@ -28,6 +28,24 @@ def label(case: tuple[str, Options]) -> str:
     return f"{case[0]} {told}".replace("'", "")
 
 
+def drawn(name: str, options: Options) -> bool:
+    """Whether the number of Neumann terms is random."""
+    return options.get("estimator") == "sample" or name == "fedmbo"
+
+
+def resampled(problem: Any, iterations: int, seed: int, size: int) -> dict[int, list[Any]]:
+    """The clients of each round of FedMBO's estimate: N independent samples in every iteration."""
+    fed, found = silent(problem, seed, clients_per_round=size), {}
+    purposes = ["gradient of the estimate", *(f"factor {n} of the estimate" for n in range(N))]
+    for k in range(iterations):
+        fed.begin(k)
+        found[k] = []
+        for purpose in purposes:
+            fed.resample(purpose)
+            found[k].append(fed.sampled)
+    return found
+
+
 def held(name: str, options: Options, told: Options | None = None, *, seed: int = 0, **sampling: Any) -> None:
     """A run's iterates are the reference's; told: the options as the library gets them, where they differ."""
     problem = quadratic()
@@ -36,8 +54,11 @@ def held(name: str, options: Options, told: Options | None = None, *, seed: int 
     sets = None if size is None else sampled_sets(problem, size, iterations, seed)
     assert sets is None or len({tuple(each) for each in sets}) > 1
     unbiased = sampling.get("weighting") == "unbiased"
+    told = told or options
+    if name == "fedmbo" and size is not None:
+        options = {**options, "resampled": resampled(problem, iterations, seed, size)}
     expected = reference.run(name, problem, x.numpy(), y.numpy(), iterations, options, sets=sets, unbiased=unbiased)
-    agree(traced(problem, name, iterations, seed=seed, **(told or options), **sampling), expected)
+    agree(traced(problem, name, iterations, seed=seed, **told, **sampling), expected)
 
 
 def test_every_algorithm_is_in_the_table() -> None:
@@ -56,7 +77,7 @@ def test_iterates_equal_the_reference_and_rounds_the_formula(case: tuple[str, Op
     algorithm = find(name).make(options)
     assert result.trace is not None
     for k, entry in enumerate(result.trace):
-        index = INDICES[k] if options.get("estimator") == "sample" else None
+        index = INDICES[k] if drawn(name, options) else None
         assert entry.index == index
         assert entry.rounds == GLOBAL[name].rounds(options, index)
         assert algorithm.rounds(index) == entry.rounds
@@ -69,7 +90,7 @@ def test_rounds_of_the_papers_tables(name: str, options: Options, expected: int)
     takes = find(name).options.model_fields
     shared = {"lower_rounds": 3, "neumann_terms": 4, "indices": [2, 2]}
     options = {**{key: value for key, value in shared.items() if key in takes}, **options}
-    index = 2 if options.get("estimator") == "sample" else None
+    index = 2 if drawn(name, options) else None
     assert find(name).make(options).rounds(index) == expected
     result = traced(quadratic(), name, 2, **options)
     assert result.trace is not None
@@ -100,7 +121,7 @@ def test_partial_participation(name: str, weighting: str) -> None:
 @pytest.mark.parametrize("name", STEPPING)
 def test_partial_participation_with_local_steps(name: str, tau: Any, upper: Any, weighting: str) -> None:
     given = {"local_steps": tau, "upper_local_steps": upper}
-    options = {**STEPS, **GLOBAL[name].sampled, **taken(name, given)}
+    options = {**STEPS, **GLOBAL[name].sampled, **taken(name, given), **plain(name)}
     held(name, options, seed=2, iterations=4, clients_per_round=2, weighting=weighting)
 
 
@@ -110,6 +131,11 @@ def test_aggregates_of_sampled_estimates_with_unbiased_weights(name: str) -> Non
     if name == "fednest":
         options["neumann_terms"] = N
     held(name, options, seed=4, clients_per_round=2, weighting="unbiased")
+
+
+def plain(name: str) -> Options:
+    """No coefficients of local steps: those of a row fit its own steps."""
+    return taken(name, {"coefficients": None})
 
 
 def taken(name: str, options: Options) -> Options:
@@ -132,6 +158,6 @@ def test_local_steps_drawn_or_in_epochs(name: str, spec: dict[str, int], samplin
     else:
         taus = local_steps(Between(**spec), 6, clients, problem.clients.lower.sizes, None).tolist()
         assert len(set(taus)) > 1
-    options = {**STEPS, **GLOBAL[name].sampled}
+    options = {**STEPS, **GLOBAL[name].sampled, **plain(name)}
     typed = taken(name, {"local_steps": taus, "upper_local_steps": taus})
     held(name, {**options, **typed}, {**options, **dict.fromkeys(typed, spec)}, seed=6, **sampling)

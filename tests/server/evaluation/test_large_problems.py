@@ -10,8 +10,9 @@ from torch.func import grad, jacrev
 
 from clients.cohort import Held
 from fedbilevel.data import federate
-from fedbilevel.problems import HyperRepresentation, thin
+from fedbilevel.problems import HyperRepresentation
 from fedbilevel.problems.inspection import convert
+from fedbilevel.problems.networks import thin
 from server.evaluation import lower_level, solution
 from server.evaluation.lower_level import LowerLevel, NoSolution
 from server.evaluation.solution import Solver

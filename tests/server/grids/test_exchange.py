@@ -15,7 +15,7 @@ from clients.app import make_app
 from clients.node import Node, Setting
 from fedbilevel.errors import BadInput, ClientFailed, RunFailed
 from fedbilevel.federation.messages import Request
-from fedbilevel.problems.quadratic import Quadratic
+from fedbilevel.problems.bilevel.quadratic import Quadratic
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
 

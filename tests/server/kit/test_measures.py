@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
 from server.kit.measures import SAMPLES, auroc, calibration_error, judge, spearman, summary
 

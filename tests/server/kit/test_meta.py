@@ -13,7 +13,7 @@ from clients.methods import methods
 from clients.tasks import TaskBatch
 from fedbilevel import simulate
 from fedbilevel.federation.ledger import Ledger
-from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.problems.tasks.quadratic_adaptation import QuadraticAdaptation
 from server.kit.algorithm import find
 from server.running.checkpoints import Checkpoint, Checkpoints
 from tests.agreement import relative

@@ -15,7 +15,7 @@ from fedbilevel.data import federate
 from fedbilevel.errors import BadInput
 from fedbilevel.machine import memory
 from fedbilevel.problems import HyperRepresentation, Quadratic
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from server.kit.algorithm import find
 from server.running.estimate import estimate
 from tests.console import ROOT

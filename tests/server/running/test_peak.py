@@ -10,7 +10,7 @@ import torch
 from clients.methods import methods
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import ClientData
-from fedbilevel.problems.few_shot import FewShot
+from fedbilevel.problems.tasks.few_shot import FewShot
 from fedbilevel.tasks import Tasks
 from server.running.peak import meta_gradient_peak
 

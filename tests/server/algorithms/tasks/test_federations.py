@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedbilevel import simulate
-from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from server.running.run import Result
 from tests.agreement import relative
 from tests.algorithm_table import LOCAL

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
-from fedbilevel.problems import networks
-from fedbilevel.problems.networks import Convolutions, Network, Perceptron
+from fedbilevel.problems.networks import layers
+from fedbilevel.problems.networks.layers import Convolutions, Network, Perceptron
 
 
 class Reference(nn.Module):
@@ -145,8 +145,8 @@ def test_a_start_is_scaled_to_the_fan_in() -> None:
 
 
 def test_the_first_use_of_a_network_may_be_inside_a_transform() -> None:
-    networks._index.cache_clear()
-    network = networks.Convolutions(1, 2, 3, 1)
+    layers._index.cache_clear()
+    network = layers.Convolutions(1, 2, 3, 1)
     y = network.initial(torch.Generator().manual_seed(0))
     inputs = torch.zeros(2, 6, 6, dtype=torch.float64)
     torch.func.grad(lambda y: network(y, inputs).sum())(y)

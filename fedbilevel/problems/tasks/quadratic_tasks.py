@@ -16,7 +16,7 @@ class QuadraticTasks:
     r"""A task of client i: L(y) = 1/2 (y - a)'A(y - a), f(y) = 1/2 (y - c)'C (y - c).
 
     A and C are the client's, with eigenvalues in [mu, L]; a and c are the client's centre plus the task's own part. The
-    closed forms are those of `fedbilevel.problems.quadratic_adaptation`.
+    closed forms are those of `fedbilevel.problems.tasks.quadratic_adaptation`.
 
     Parameters
     ----------

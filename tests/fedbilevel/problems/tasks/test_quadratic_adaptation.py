@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedbilevel.problems.quadratic_adaptation import QuadraticAdaptation
+from fedbilevel.problems.tasks.quadratic_adaptation import QuadraticAdaptation
 from tests.agreement import relative
 from tests.problem_table import DIM, quadratic_tasks
 from tests.runs import tasks_of

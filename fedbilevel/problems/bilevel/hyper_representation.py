@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
-from fedbilevel.problems import thin
+from fedbilevel.problems.networks import thin
 
 Prepared = dict[str, Tensor]
 

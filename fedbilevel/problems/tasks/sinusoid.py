@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Examples, Ragged
-from fedbilevel.problems.networks import Activation, Perceptron
+from fedbilevel.problems.networks.layers import Activation, Perceptron
 from fedbilevel.tasks import Tasks
 
 AMPLITUDE = (0.1, 5.0)

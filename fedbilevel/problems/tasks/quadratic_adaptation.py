@@ -36,7 +36,7 @@ class QuadraticAdaptation:
     Everything is computed in float64, whatever the dtype of the tasks. x is [d] for all tasks, or [B, d].
 
     >>> import numpy as np
-    >>> from fedbilevel.problems.quadratic_tasks import QuadraticTasks
+    >>> from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
     >>> problem = QuadraticTasks(clients=2, dim=3)
     >>> exact = QuadraticAdaptation(problem.tasks(problem.clients.lower, np.zeros((2, 4, 1))))
     >>> exact.maml(torch.zeros(3), steps=5, step=0.1).gradient.shape

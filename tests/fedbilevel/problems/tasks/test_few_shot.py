@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedbilevel import simulate
 from fedbilevel.config.build import build
 from fedbilevel.errors import BadInput
-from fedbilevel.problems.few_shot import FewShot
+from fedbilevel.problems.tasks.few_shot import FewShot
 
 NAMES = ("Balinese", "Greek", "Japanese_(katakana)", "Korean", "Latin", "Sanskrit", "Tagalog", "Zulu")
 SIZES = (5, 6, 7, 8, 9, 10, 6, 5)  # characters of each alphabet

@@ -12,7 +12,7 @@ import torch
 from fedbilevel import simulate
 from fedbilevel.config.build import build
 from fedbilevel.errors import BadInput
-from fedbilevel.problems.sinusoid import Sinusoid
+from fedbilevel.problems.tasks.sinusoid import Sinusoid
 from fedbilevel.tasks import Tasks
 
 

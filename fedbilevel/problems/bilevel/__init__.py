@@ -1,0 +1,1 @@
+"""Problems with a global lower level, one file each."""

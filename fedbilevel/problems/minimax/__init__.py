@@ -1,0 +1,1 @@
+"""Minimax problems: one loss, which x descends and y ascends."""
