@@ -26,6 +26,11 @@ def federation(exchange: Any = None, **settings: Any) -> Federation:
     return fed
 
 
+def in_process_of(problem: Any, **setting: Any) -> Any:
+    """The exchange of a node with this setting."""
+    return in_process(problem, Setting(**setting))
+
+
 def sampling(m: int, **settings: Any) -> Federation:
     """A federation that is only asked whom it samples."""
     ones = np.ones(m, dtype=np.int64)

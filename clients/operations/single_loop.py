@@ -31,6 +31,12 @@ def _directions(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor, batch: Batch | 
     return dx, cohort.lower_gradient(x, y, batch), dv
 
 
+@operation(lower=LOWER, upper=UPPER, gives="x y y")
+def single_loop_directions(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor) -> Directions:
+    """`dx, dy, dv` at a common point."""
+    return _directions(cohort, x, y, v)
+
+
 def _common(options: Mapping[str, Any]) -> bool:
     """Whether the coefficients are those of all clients, so that one step is linear in the losses."""
     a = options["coefficients"]

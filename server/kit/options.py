@@ -57,6 +57,10 @@ class Options(Strict):
     def hold_local(self) -> None:
         """Raises BadInput for a value that cannot be used where the lower level is local."""
 
+    def kept_by_clients(self, dim_x: int, dim_y: int) -> int:
+        """How many numbers every client keeps from one of its rounds to the next, to estimate memory."""
+        return 0
+
     def hold_clients(self, taus: Mapping[str, NDArray[np.int64]]) -> None:
         """Raises BadInput for a value that does not fit the clients, of whom it gets every option of local steps."""
 

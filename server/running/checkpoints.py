@@ -143,6 +143,9 @@ def _hold(state: State, first: State) -> None:
             adapter.validate_python(value, strict=True)
         except ValidationError:
             raise ValueError(f"{each.name} is of the type {type(value).__name__}") from None
+        within = value.values() if isinstance(value, Mapping) else ()
+        if any(isinstance(held, Tensor) and held.dtype != first.x.dtype for held in within):
+            raise ValueError(f"{each.name} has another dtype")
         if isinstance(value, Tensor):
             fits = value.shape == at_first.shape if isinstance(at_first, Tensor) else value.shape in shapes
             if not fits or value.dtype != first.x.dtype:

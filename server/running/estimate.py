@@ -29,8 +29,9 @@ class Estimate:
     """Bytes that a run takes beyond the clients' data, which are loaded already.
 
     gathered: the sampled clients' examples; prepared: what `prepare` makes of examples, with as much again for its
-    intermediate results, or the sets of tasks; vectors: x, y and their copies; rows: one x or y per client or task, and
-    what differentiating them keeps; solution: the problem once more in float64, where its lower level is solved.
+    intermediate results, or the sets of tasks; vectors: x, y and their copies; rows: one x or y per client or task,
+    what differentiating them keeps, and what clients keep between rounds; solution: the problem once more in float64,
+    where its lower level is solved.
     """
 
     gathered: float
@@ -65,11 +66,13 @@ def estimate(
         own = options if isinstance(options, TaskOptions) else TaskOptions()
         sets, rows = _of_tasks(problem, x, own, m, sampled)
         return Estimate(gathered, sets, vectors, rows)
-    rows = 0.0
-    local_x = getattr(options, "upper_local_steps", 1) not in (0, 1)
-    local_y = getattr(options, "local_steps", 1) not in (None, 1)
+    own_x = x.numel() if problem.clients.blocks is None else int(problem.clients.blocks.sizes.max())
+    kept = options.kept_by_clients(own_x, y.numel())
+    rows = float(m * kept * x.element_size())
+    local_x = kept > 0 or getattr(options, "upper_local_steps", 1) not in (0, 1)
+    local_y = kept > 0 or getattr(options, "local_steps", 1) not in (None, 1)
     if local_x or (local_y and not hasattr(options, "upper_local_steps")):
-        rows += _ROWS * sampled * x.numel() * x.element_size()
+        rows += _ROWS * sampled * own_x * x.element_size()
     if local_y:
         rows += _ROWS * sampled * y.numel() * y.element_size()
     prepared = 2.0 * everyone * _prepared_bytes(problem, x)

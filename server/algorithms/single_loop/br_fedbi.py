@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from clients.operations.single_loop import momentum_directions, page_directions, single_loop_steps
+from clients.operations.single_loop import momentum_directions, page_directions, single_loop_directions
 from fedbilevel.federation.rounds import Federation
 from server.kit.algorithm import Algorithm, algorithm
 from server.kit.options import Decay
@@ -26,6 +26,10 @@ class Options(RadiusOptions):
     page_probability: Annotated[
         float, Field(gt=0, le=1, description='p: chance of full directions in an iteration, variant = "page"')
     ] = 0.1
+
+    def kept_by_clients(self, dim_x: int, dim_y: int) -> int:
+        """Its directions; by PAGE also the point that they are of."""
+        return (dim_x + 2 * dim_y) * {"plain": 0, "momentum": 1, "page": 2}[self.variant]
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,7 @@ def br_fedbi(o: Options) -> Algorithm[BRFedBiState]:
         if o.variant == "page":  # with probability p all examples, else g_i += D(z;B) - D(z_old;B)
             full = float(fed.random("page").random()) < o.page_probability
             return tuple(fed.mean(page_directions, **z, full=full, kept=state.kept))
-        plain = {"local_steps": 1, "coefficients": None, "normalised": False}
-        return (*fed.mean(single_loop_steps, **z, **o.steps, **plain), state.kept)
+        return (*fed.mean(single_loop_directions, **z), state.kept)
 
     def step(state: BRFedBiState, fed: Federation) -> BRFedBiState:
         dx, dy, dv, kept = directions(state, fed)

@@ -31,7 +31,7 @@ class Options(RadiusOptions):
     neumann_server_step: Annotated[Step | None, Field(description="gam_v; default: the step of v")] = None
     local_steps: options.LocalSteps = 1
     coefficients: Annotated[
-        Coefficients | list[Coefficients] | None,
+        Annotated[Coefficients | list[Coefficients], Field(min_length=1)] | None,
         Field(description="a_i^k: of each local step, for all clients or a list per client; default: 1"),
     ] = None
 

@@ -61,7 +61,8 @@ BY_HAND: list[tuple[str, dict[str, Any], int, int]] = [
     ("penalty_hypergradient", {}, 2, 1),  # gx at y and at z; fx
     ("penalty_steps", {"local_steps": 1}, 4, 2),  # gx and gy, at y and at z; fx, fy
     ("penalty_steps", {"local_steps": 3}, 3 * 4, 3 * 2),
-    ("single_loop_steps", {"local_steps": 1}, 5, 2),  # gy, H v, J v; fx, fy
+    ("single_loop_directions", {}, 5, 2),  # gy, H v, J v; fx, fy
+    ("single_loop_steps", {"local_steps": 1}, 5, 2),
     ("single_loop_steps", {"local_steps": 3}, 3 * 5, 3 * 2),
     ("simultaneous_steps", {"local_steps": 3}, 3 * 5, 3 * 2),
     ("variance_reduced_steps", {"local_steps": 1}, 2 * 5, 2 * 2),  # at the new point and at the old

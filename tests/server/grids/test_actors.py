@@ -145,6 +145,19 @@ def test_an_actor_killed_in_the_middle_of_each_kind_of_round(
     assert result.communication == expected.communication
 
 
+def test_what_clients_keep_outlives_the_death_of_their_worker(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Stalling(tmp_path)
+    options = {"iterations": 5, "clients_per_round": 5, "gradient_batch": 2, "variant": "momentum", "lower_step": 0.2}
+    expected = simulate(problem, "br-fedbi", **options)
+    with grid_of(monkeypatch, Shares(actors=2, threads=1)) as grid:
+        interrupted = Interrupted(grid, tmp_path, {k: (["momentum_directions"], kill) for k in (1, 3)})
+        result = simulate(problem, "br-fedbi", **options)
+        assert interrupted.done == [1, 3]
+    assert_same(result.history, expected.history)
+
+
 def test_a_machine_killed_in_the_middle_of_each_kind_of_round(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

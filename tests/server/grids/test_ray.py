@@ -27,6 +27,7 @@ from server.grids.ray import RayGrid
 from server.running.experiment import Experiment, Observer, engine, over
 from tests.histories import assert_same
 from tests.identity import identity_kept
+from tests.problem_table import Weighted
 
 pytestmark = [
     pytest.mark.slow,
@@ -105,6 +106,23 @@ def test_tasks_of_the_clients_give_the_same_history(on_ray: dict[str, Any]) -> N
     for name in ("maml", "memfbo"):
         expected = simulate("quadratic_tasks", name, **options)
         assert_same(simulate("quadratic_tasks", name, **on_ray, **options).history, expected.history)
+
+
+@pytest.mark.parametrize("variant", ["momentum", "page"])
+def test_what_clients_keep_is_theirs_on_every_engine(on_ray: dict[str, Any], variant: str) -> None:
+    options: dict[str, Any] = {"iterations": 5, "clients_per_round": 4, "gradient_batch": 2, "dtype": "float64"}
+    options |= {"variant": variant, "page_probability": 0.4, "lower_step": 0.3}
+    expected = simulate("quadratic", "br-fedbi", **options)
+    assert_same(simulate("quadratic", "br-fedbi", **on_ray, **options).history, expected.history)
+
+
+def test_blocks_of_the_clients_own_are_spread_over_actors(on_ray: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"iterations": 4, "clients_per_round": 3, "local_steps": 2, "dtype": "float64"}
+    for name in ("simfbo", "fednest", "fedbioacc"):
+        expected = simulate(Weighted(True), name, **options)
+        found = simulate(Weighted(True), name, **on_ray, **options)
+        assert_same(found.history, expected.history)
+        assert found.communication == expected.communication
 
 
 def test_a_failing_client_is_named_as_on_one_process(on_ray: dict[str, Any]) -> None:

@@ -35,10 +35,39 @@ local_steps = 3
 """
 
 
-def test_an_interrupted_run_goes_on_with_its_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+KEPT = """
+[run]
+seeds = [0]
+iterations = 6
+evaluate_every = 1
+dtype = "float64"
+clients_per_round = 3
+gradient_batch = 2
+[problem]
+name = "quadratic"
+clients = 7
+[options]
+upper_optimiser = "momentum"
+lower_step = 0.3
+upper_schedule = "inverse_sqrt"
+[algorithms.momenta]
+algorithm = "br-fedbi"
+variant = "momentum"
+[algorithms.page]
+algorithm = "br-fedbi"
+variant = "page"
+page_probability = 0.3
+[algorithms.fedbioacc]
+"""
+
+
+@pytest.mark.parametrize("config", [CONFIG, KEPT], ids=["moments", "what clients keep"])
+def test_an_interrupted_run_goes_on_with_what_it_carried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
     monkeypatch.setattr(server.running.experiment, "WRITE_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
-    Path("config.toml").write_text(CONFIG)
+    Path("config.toml").write_text(config)
     assert main(["run", "config.toml", "--out", "whole"]) == 0
     left = [4]
 
