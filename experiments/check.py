@@ -7,6 +7,7 @@ settings, for information (`check_algorithms.py`). Local lower levels: `check_ta
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from fedbilevel.problem import Problem
 from fedbilevel.reference.comparison import relative
 from fedbilevel.reference.global_level import Implicit, Losses, cross, hessian, lower_solution
 from fedbilevel.tasks import TaskProblem, is_local
+from server.evaluation.directions import directions
+from server.kit.algorithm import Entry, algorithms
 from server.running.plan import Job, check_problem, plan
 from server.running.run import initial
 from server.running.simulation import simulate
@@ -206,15 +209,14 @@ class _Oracle:
     def findings(self) -> Iterator[Finding]:
         """Every estimator, one after another."""
         yield from self._global()
+        yield from self._single_loop()
         yield from self._sampled()
         yield self._local()
         yield from self._penalty()
 
     def _global(self) -> Iterator[Finding]:
         N = self._terms(self.lam, self.dense.smallest, self.dense.largest)
-        factor = torch.eye(len(self.y), dtype=self.y.dtype) - self.lam * self.dense.H
-        left = torch.linalg.matrix_power(factor, N) @ self.dense.v
-        truncation = relative(cross(self.losses.lower, self.x, self.y, left), self.dense.h, zero=True)
+        truncation = self._truncation(N)
         for name, options in (
             ("aggitd", {"lower_rounds": N, "accounting": "merged"}),
             ("fednest", {"lower_rounds": 1, "neumann_terms": N - 1, "accounting": "merged"}),
@@ -226,12 +228,47 @@ class _Oracle:
         error = relative(warm, self.dense.h)
         yield Finding("aggitd, warm start, N = 1", str(N), "dense solve", error, TOLERANCE + 1.01 * truncation)
 
+    def _single_loop(self) -> Iterator[Finding]:
+        """At x0 and y*, v goes to H^-1 fy step by step; x is taken back after each."""
+        N = self._terms(self.lam, self.dense.smallest, self.dense.largest)
+        truncation = self._truncation(N)
+        for name, entry in algorithms("global").items():
+            if entry.family != "single_loop":
+                continue
+            carries = "momentum_decay" in entry.options.model_fields  # its first directions have to wear off
+            options, steps = ({"momentum_decay": 0.5, "upper_step": 0.0}, 4 * N + 60) if carries else ({}, N + 1)
+            with self._status(name):
+                h = self._settled(entry, steps, **options)
+            yield Finding(name, str(steps - 1), "dense solve", relative(h, self.dense.h), TOLERANCE + 1.01 * truncation)
+        own = algorithms("global")["br-fedbi"]
+        with self._status("br-fedbi"):
+            h = self._settled(own, 4 * N, variant="momentum", momentum=0.5, neumann_step=self.lam / 2)
+        yield Finding("br-fedbi, momenta", str(4 * N), "dense solve", relative(h, self.dense.h), TOLERANCE)
+
+    def _settled(self, entry: Entry, iterations: int, **options: Any) -> Tensor:
+        """The direction of the last of so many iterations, each from x0."""
+        own = {"lower_step": self.lam, "upper_step": 1.0}
+        found = directions(entry, entry.parse(own | options), self.problem, self.x, self.y, seed=self.seed)
+        h = next(itertools.islice(found, iterations - 1, None)).hypergradient
+        assert h is not None
+        return h
+
+    def _truncation(self, terms: int) -> float:
+        """How far the hypergradient is off with so many Neumann terms, relative to itself."""
+        factor = torch.eye(len(self.y), dtype=self.y.dtype) - self.lam * self.dense.H
+        left = torch.linalg.matrix_power(factor, terms) @ self.dense.v
+        return relative(cross(self.losses.lower, self.x, self.y, left), self.dense.h, zero=True)
+
     def _sampled(self) -> Iterator[Finding]:
         N = 6
-        for name, options in (("aggitd", {"lower_rounds": N}), ("fednest", {"neumann_terms": N})):
-            draws = [self.estimate(name, estimator="sample", indices=[q], **options) for q in range(N)]
-            whole = options if name == "aggitd" else {"neumann_terms": N - 1}
-            error = relative(torch.stack(draws).mean(0), self.estimate(name, **whole))
+        for name, options in (
+            ("aggitd", {"lower_rounds": N, "estimator": "sample"}),
+            ("fednest", {"neumann_terms": N, "estimator": "sample"}),
+            ("fedmbo", {"neumann_terms": N}),
+        ):
+            draws = [self.estimate(name, indices=[q], **options) for q in range(N)]
+            same, whole = ("aggitd", {"lower_rounds": N}) if name == "aggitd" else ("fednest", {"neumann_terms": N - 1})
+            error = relative(torch.stack(draws).mean(0), self.estimate(same, **whole))
             which = "Q" if name == "aggitd" else "N'"
             yield Finding(f"{name}, sample, mean over all {which}", str(N), f"the sum of {N} terms", error, 1e-12)
 

@@ -178,17 +178,17 @@ def report(
 
 @app.command("list", cls=Command)
 def list_names(
-    algorithm: Annotated[
-        str | None, typer.Argument(metavar="[ALGORITHM]", help="Show the options of this one.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show what this algorithm, problem or partition takes.")
     ] = None,
 ) -> None:
-    """List the names to use in a config, or an algorithm's options."""
+    """List the names to use in a config, or what one of them takes."""
     from experiments import catalogue
 
-    if algorithm is None:
+    if name is None:
         catalogue.print_names(stdout())
     else:
-        catalogue.print_options(stdout(), algorithm)
+        catalogue.print_options(stdout(), name)
 
 
 @app.command(cls=Command)

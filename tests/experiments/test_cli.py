@@ -106,9 +106,38 @@ def test_names_and_options_are_listed(capsys):
     listed = capsys.readouterr().out
     for name in ("fednest-sgd", "hyper_representation", "fashion_mnist", "size_skew", "local"):
         assert f"  {name} " in listed
+    families = [line.strip() for line in listed.splitlines() if line.startswith("  ") and line.endswith(".")]
+    assert "Single-loop methods with second derivatives: x, y and v = H^-1 fy move together, in one round." in families
+    fednest = listed[listed.index("  fednest ") :].splitlines()[1]
+    assert fednest.split("; ")[:2] == [
+        " " * 19 + "Tarzanagh, Li, Thrampoulidis & Oymak, FedNest, ICML 2022",
+        "confirmed: rounds",
+    ]
     assert main(["list", "fednest"]) == 0
     listed = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
-    assert ["lower_step", "0.1", "beta: step size of y" + " " * 60][:2] in [line[:2] for line in listed]
+    assert ["lower_step", "0.1"] in [line[:2] for line in listed]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("simfbo", ["radius", "coefficients", "upper_optimiser", "Our reading: the formulas"]),
+        ("quadratic", ["heterogeneity  1.0", '[problem] with name = "quadratic"', "seed           the run's"]),
+        ("hyper_representation", ["Takes the data set of the table [data].", "Widths of the hidden layers"]),
+        ("dirichlet", ["alpha      0.3", "min_size   2"]),
+        ("mnist", ["70,000 handwritten digits"]),
+        ("demo", ["digits, 20 clients, Dirichlet(0.3)", "[algorithms.memfbo]"]),
+    ],
+)
+def test_what_a_name_takes_is_listed(capsys, name, said):
+    assert main(["list", name]) == 0
+    listed = capsys.readouterr().out
+    for text in said:
+        assert text in listed
+
+
+def test_a_name_that_is_nothing_gets_the_nearest(capsys):
+    assert "NAME: got 'dirichlett'; allowed: dirichlet" in refused(capsys, "list", "dirichlett")
 
 
 def test_check_is_handed_its_arguments_and_its_answer_is_the_status(monkeypatch):

@@ -55,7 +55,9 @@ def fedbioacc(o: Options) -> Algorithm[FedBiOAccState]:
         else:
             answer = fed.mean(variance_reduced_steps, **z, mx=state.mx, my=state.my, mv=state.mv, **settings)
         x, (x_next, y_next, v_next, mx, my, mv) = state.x, answer
-        h = displacement(x, x_next, o.upper_step, fed.mean_local_steps(o.local_steps))
+        h = state.mx  # along which a single step goes
+        if h is None or o.local_steps != 1:
+            h = displacement(x, x_next, o.upper_step, fed.mean_local_steps(o.local_steps))
         return replace(state, x=x_next, y=y_next, v=v_next, mx=mx, my=my, mv=mv, hypergradient=h)
 
     return Algorithm(init, step, lambda index: 1)
