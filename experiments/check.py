@@ -241,9 +241,10 @@ class _Oracle:
                 h = self._settled(entry, steps, **options)
             yield Finding(name, str(steps - 1), "dense solve", relative(h, self.dense.h), TOLERANCE + 1.01 * truncation)
         own = algorithms("global")["br-fedbi"]
+        steps = max(4 * N, 120)  # momenta forget their first directions by a factor of 0.7 a step at the best
         with self._status("br-fedbi"):
-            h = self._settled(own, 4 * N, variant="momentum", momentum=0.5, neumann_step=self.lam / 2)
-        yield Finding("br-fedbi, momenta", str(4 * N), "dense solve", relative(h, self.dense.h), TOLERANCE)
+            h = self._settled(own, steps, variant="momentum", momentum=0.5, neumann_step=self.lam / 2)
+        yield Finding("br-fedbi, momenta", str(steps - 1), "dense solve", relative(h, self.dense.h), TOLERANCE)
 
     def _settled(self, entry: Entry, iterations: int, **options: Any) -> Tensor:
         """The direction of the last of so many iterations, each from x0."""
