@@ -49,7 +49,7 @@ def test_the_problem_file_learns(tmp_path: Path) -> None:
 
 
 def test_the_algorithm_file_is_found_and_converges(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("server.algorithms.single_loop")
+    module = types.ModuleType("server.algorithms.soba")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(table, "_TABLE", dict(table.algorithms()))
     exec(compile(block("python", '"single-loop"'), "README", "exec"), module.__dict__)
