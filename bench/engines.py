@@ -25,7 +25,7 @@ from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import ClientData, Examples, Ragged
 from fedbilevel.problems.bilevel.quadratic import Quadratic
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.grids.engines import Carrier, in_process, opened
 from server.running.experiment import Experiment, Observer, local
 

@@ -22,7 +22,8 @@ from fedbilevel.federation.rounds import Federation
 from fedbilevel.federation.systems import Systems
 from fedbilevel.problem import Problem
 from fedbilevel.problems import Quadratic
-from fedbilevel.results import RunDirectory, read_history
+from fedbilevel.report import RunDirectory
+from fedbilevel.results import read_history
 from server.grids.engines import in_process
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import Job, plan

@@ -26,7 +26,7 @@ from experiments.terminal import busy, complain, say, stdout
 
 if TYPE_CHECKING:
     from fedbilevel.config.tables import Config
-    from fedbilevel.results import RunDirectory
+    from fedbilevel.report import RunDirectory
     from server.running.experiment import Experiment
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -127,7 +127,7 @@ def resume(
     from experiments.launch import carried
     from experiments.trust import hold_trusted
     from fedbilevel.config.tables import read
-    from fedbilevel.results import RunDirectory
+    from fedbilevel.report import RunDirectory
 
     directory = RunDirectory.open(folder)
     config = carried(read(directory.config_path), engine, ray_address, jobs)
@@ -162,7 +162,7 @@ def report(
     from experiments.report import FORMATS, Looks
     from experiments.report import report as write_report
     from fedbilevel.errors import BadInput, unknown
-    from fedbilevel.results.curves import X_AXES
+    from fedbilevel.figures.curves import X_AXES
 
     axis = next((axis for axis in X_AXES if axis == x), None)
     chosen = next((each for each in FORMATS if each == form), None)
@@ -241,7 +241,7 @@ def _unused(stem: str) -> Path:
 
 def _create(out: Path) -> RunDirectory:
     from fedbilevel.errors import BadInput
-    from fedbilevel.results import RunDirectory
+    from fedbilevel.report import RunDirectory
 
     try:
         return RunDirectory.create(out)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fedbilevel.config.tables import Config
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.machine.device import chosen
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.grids.engines import ENGINES
 from server.running.experiment import Experiment, Observer, engine
 

@@ -10,8 +10,8 @@ from experiments.report import print_files
 from experiments.terminal import print_table, say
 from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput, RunFailed
-from fedbilevel.results import RunDirectory
-from fedbilevel.results.peaks import draw_peaks, size_text, write_peaks
+from fedbilevel.figures.peaks import draw_peaks, size_text, write_peaks
+from fedbilevel.report import RunDirectory
 from fedbilevel.tasks import is_local
 from server.running.peak import meta_gradient_peak
 from server.running.plan import Job, plan

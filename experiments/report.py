@@ -13,10 +13,11 @@ from experiments.outcome import Line, sheets, unseen
 from experiments.terminal import say
 from fedbilevel.config.tables import Config, read
 from fedbilevel.errors import NOTHING, BadInput
-from fedbilevel.results import RunDirectory, draw, summarise, write_summary
-from fedbilevel.results.curves import XAxis
-from fedbilevel.results.directory import figures
-from fedbilevel.results.figure import hold_drawable, main_column
+from fedbilevel.figures.curves import XAxis
+from fedbilevel.figures.figure import draw, hold_drawable, main_column
+from fedbilevel.report import RunDirectory
+from fedbilevel.report.directory import figures
+from fedbilevel.results import summarise, write_summary
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.summary import runs, summary_text
 from fedbilevel.results.targets import Target

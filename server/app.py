@@ -17,7 +17,7 @@ from fedbilevel.config.tables import read
 from fedbilevel.errors import RunFailed, unknown
 from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from server.grids.exchange import GridExchange, Placement
 from server.running.experiment import Experiment, Observer

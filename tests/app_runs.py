@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedbilevel.config.tables import read
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import SOLUTION_COLUMNS
 from server.app import app as server_app
 from server.grids.local import LocalGrid

@@ -13,7 +13,7 @@ from fedbilevel.config.tables import Config
 from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.results.models import has_model, write_model
 from fedbilevel.results.targets import hold_targets, measured

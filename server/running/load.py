@@ -10,7 +10,7 @@ from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, read
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.problem import Problem
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.results.models import Model, read_models
 from server.running.plan import fingerprint

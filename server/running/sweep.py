@@ -16,7 +16,7 @@ from fedbilevel.config.tables import Config
 from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.machine.processes import MOST_THREADS, MOST_WORKERS, require_processes
 from fedbilevel.problem import Problem
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.user_files import UserFile, provide
 from server.grids.actors import LIVES, reason

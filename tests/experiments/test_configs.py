@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedbilevel.config.tables import check, read, write
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import check_problem, plan, resolved
 from tests.console import ROOT

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fedbilevel.config.tables import Config, check
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from tests.app_runs import PARTIAL as PARTIAL_TEXT
 from tests.app_runs import run_locally, write_text

@@ -150,7 +150,7 @@ print(len(set(tokens)), changed - {"TORCHINDUCTOR_CACHE_DIR"})  # which torch se
 GOES_ON = """
 import signal
 from fedbilevel.config.tables import check
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, engine
 from server.running.sweep import Sweep
 

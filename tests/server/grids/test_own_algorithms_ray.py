@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedbilevel import simulate
 from fedbilevel.config.tables import Config, read
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.grids.cluster import connected
 from server.running.experiment import Experiment, Observer, engine, local
 from server.running.plan import plan

@@ -19,7 +19,7 @@ from fedbilevel.config.tables import Config
 from fedbilevel.data import federate
 from fedbilevel.errors import BadInput, ClientFailed, RunFailed
 from fedbilevel.problems import HyperRepresentation, Quadratic
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.grids.actors import Shares
 from server.grids.engines import opened
 from server.grids.flower_internals import SERVER_NODE_ID

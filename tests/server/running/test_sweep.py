@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from fedbilevel.config.tables import Config, check
 from fedbilevel.errors import RunFailed
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import Job
 from server.running.sweep import Sweep

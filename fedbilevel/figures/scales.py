@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedbilevel.results.curves import Curve, Vector, XAxis
+from fedbilevel.figures.curves import Curve, Vector, XAxis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

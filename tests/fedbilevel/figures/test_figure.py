@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from fedbilevel.errors import BadInput
-from fedbilevel.results import canvas, draw
-from fedbilevel.results.canvas import framed, spaced
-from fedbilevel.results.curves import curves
-from fedbilevel.results.scales import scale_x, scale_y
+from fedbilevel.figures import canvas
+from fedbilevel.figures.canvas import framed, spaced
+from fedbilevel.figures.curves import curves
+from fedbilevel.figures.figure import draw
+from fedbilevel.figures.scales import scale_x, scale_y
 from fedbilevel.results.targets import Target
 from tests.fedbilevel.results.rows import rising, row, run
 
@@ -41,7 +42,7 @@ def test_the_same_rows_give_the_same_bytes_whatever_the_person_prefers(tmp_path,
 
 def test_pyplot_is_not_involved(tmp_path):
     script = (
-        "import sys\nfrom fedbilevel.results import draw\n"
+        "import sys\nfrom fedbilevel.figures.figure import draw\n"
         "before = 'matplotlib.pyplot' in sys.modules\n"
         "draw([], sys.argv[1], title='x')\n"
         "print(before or 'matplotlib.pyplot' not in sys.modules)\n"

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fedbilevel.results.curves import curves
+from fedbilevel.figures.curves import curves
 from tests.fedbilevel.results.rows import row, run
 
 

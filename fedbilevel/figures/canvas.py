@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fedbilevel.results.colours import Style
+from fedbilevel.figures.colours import Style
 from fedbilevel.results.files import PathLike, write_whole
 
 if TYPE_CHECKING:

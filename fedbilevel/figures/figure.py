@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbilevel.errors import BadInput, unknown
-from fedbilevel.results.canvas import QUIET, Name, framed, look, name_lines, save
-from fedbilevel.results.colours import Style, styles
-from fedbilevel.results.curves import ERROR, X_AXES, Curve, Unfinished, XAxis, curves, measure
+from fedbilevel.figures.canvas import QUIET, Name, framed, look, name_lines, save
+from fedbilevel.figures.colours import Style, styles
+from fedbilevel.figures.curves import ERROR, X_AXES, Curve, Unfinished, XAxis, curves, measure
+from fedbilevel.figures.scales import ROUGHLY_ZERO, scale_x, scale_y, unit
 from fedbilevel.results.files import PathLike
 from fedbilevel.results.history import Row
-from fedbilevel.results.scales import ROUGHLY_ZERO, scale_x, scale_y, unit
 from fedbilevel.results.spread import QUARTILES_FROM
 from fedbilevel.results.summary import runs
 from fedbilevel.results.targets import Target, has_accuracy, named, resolve_targets

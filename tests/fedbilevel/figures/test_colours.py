@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbilevel.results.colours import KNOWN, styles
+from fedbilevel.figures.colours import KNOWN, styles
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,7 +41,7 @@ def test_runs_of_one_algorithm_share_its_colour_and_differ_in_their_dashes():
 
 
 def test_a_label_of_ones_own_has_the_same_style_in_every_process():
-    script = "from fedbilevel.results.colours import styles; print(styles(['mine', 'ours']))"
+    script = "from fedbilevel.figures.colours import styles; print(styles(['mine', 'ours']))"
     said = {
         subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True

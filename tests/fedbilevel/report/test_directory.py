@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedbilevel.errors import BadInput
-from fedbilevel.results import RunDirectory
+from fedbilevel.report import RunDirectory
 from fedbilevel.results.targets import Target
 from tests.fedbilevel.results.rows import rising, row
 

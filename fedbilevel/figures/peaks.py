@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbilevel.results.canvas import Name, framed, look, name_lines, save
-from fedbilevel.results.colours import styles
+from fedbilevel.figures.canvas import Name, framed, look, name_lines, save
+from fedbilevel.figures.colours import styles
 from fedbilevel.results.files import PathLike, write_whole
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedbilevel.errors import BadInput
-from fedbilevel.results.canvas import KINDS
-from fedbilevel.results.curves import Unfinished, XAxis
-from fedbilevel.results.figure import draw, main_column, stem
+from fedbilevel.figures.canvas import KINDS
+from fedbilevel.figures.curves import Unfinished, XAxis
+from fedbilevel.figures.figure import draw, main_column, stem
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
 from fedbilevel.results.models import MODELS
