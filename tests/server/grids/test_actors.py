@@ -221,12 +221,22 @@ def test_clients_that_kill_every_actor_end_the_run(
         assert grid.actors.started == 3
 
 
+def free(cpus: int) -> None:
+    """Wait until so many CPUs are free on the cluster: its books are late when actors have ended."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0.0) < cpus:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_actors_without_room_and_actors_that_are_slow_are_told_apart(cluster: Cluster) -> None:
     """The cluster has three CPUs; in a hundredth of a second no actor is ready."""
+    free(3)
     says = r"^no capacity for 1 of 4 workers: within 8 s Ray has found no room of 1 CPU for each; add machines"
     with pytest.raises(RunFailed, match=says):
         RayGrid(Shares(actors=4, threads=1, patience=8.0))
     for actors in (1, 2):
+        free(3)
         says = rf"^slow start: {actors} of {actors} workers have room and were not ready within 0.01 s; engine.patience"
         with pytest.raises(RunFailed, match=says):
             RayGrid(Shares(actors=actors, threads=1, patience=0.01))
@@ -234,6 +244,7 @@ def test_actors_without_room_and_actors_that_are_slow_are_told_apart(cluster: Cl
 
 def test_room_is_what_is_free_for_those_that_wait(cluster: Cluster) -> None:
     """Three CPUs, one of which somebody else has taken; a CPU and a half fits once, on the larger machine."""
+    free(3)
     assert has_room(3, 3, 1, 0)
     assert not has_room(4, 1, 1, 0)
     assert not has_room(1, 1, 1, 1)
