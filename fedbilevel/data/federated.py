@@ -29,6 +29,11 @@ class FederatedData:
     classes: int
     features: int
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example before it was flattened, such as (28, 28) or (32, 32, 3)."""
+        return tuple(self.x_test.shape[1:])
+
 
 def federate(
     name: str = "digits",

@@ -1,4 +1,4 @@
-"""Networks as functions of one flat vector of parameters, for problems whose clients adapt all of them.
+"""Networks as functions of one flat vector of parameters.
 
 Everything works under `torch.func.vmap` with parameters [B, size] of B tasks, to any order of derivative. No network
 keeps running statistics: what it says of an example depends on its parameters and on the examples beside it alone.
@@ -23,21 +23,46 @@ Activation = Literal["relu", "tanh"]
 
 
 class Network(ABC):
+    """A network of `size` parameters; its representation is `width` wide and reads the first `body` of them alone."""
+
+    size: int
+    body: int
+    width: int
+    outputs: int
+
+    @abstractmethod
+    def __call__(self, y: Tensor, inputs: Tensor) -> Tensor:
+        """The outputs [n, outputs] of the network with parameters y [size] for inputs [n, ...]."""
+
+    @abstractmethod
+    def features(self, y: Tensor, inputs: Tensor) -> Tensor:
+        """The representation [n, width] of inputs [n, ...], from y [size] or its first [body]."""
+
+    @abstractmethod
+    def initial(self, generator: torch.Generator) -> Tensor:
+        """A random start [size], float64."""
+
+
+class Layered(Network):
     """A representation and a linear head, whose weight [outputs, width] and bias [outputs] are the last parameters."""
 
     def __init__(self, body: Sequence[tuple[int, ...]], width: int, outputs: int) -> None:
         self.shapes = [*body, (outputs, width), (outputs,)]
         self.width, self.outputs = width, outputs
         self._sizes = [math.prod(shape) for shape in self.shapes]
-        self.size = sum(self._sizes)
+        self.size, self.body = sum(self._sizes), sum(self._sizes[:-2])
+
+    def _cut(self, y: Tensor, layers: int) -> list[Tensor]:
+        shapes, sizes = self.shapes[:layers], self._sizes[:layers]
+        return [part.view(shape) for part, shape in zip(torch.split(y, sizes), shapes, strict=True)] if sizes else []
 
     def parts(self, y: Tensor) -> list[Tensor]:
         """The parameters y [size] layer by layer."""
-        return [part.view(shape) for part, shape in zip(torch.split(y, self._sizes), self.shapes, strict=True)]
+        return self._cut(y, len(self.shapes))
 
     def features(self, y: Tensor, inputs: Tensor) -> Tensor:
-        """The representation [n, width] of inputs [n, ...]."""
-        return self._body(self.parts(y)[:-2], inputs)
+        """The representation [n, width] of inputs [n, ...], from y [size] or its first [body]."""
+        return self._body(self._cut(y[: self.body], len(self.shapes) - 2), inputs)
 
     def __call__(self, y: Tensor, inputs: Tensor) -> Tensor:
         """The outputs [n, outputs] for inputs [n, ...]."""
@@ -45,14 +70,10 @@ class Network(ABC):
         return linear(self._body(body, inputs), weight, bias)
 
     @abstractmethod
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """A random start [size], float64."""
-
-    @abstractmethod
     def _body(self, parts: list[Tensor], inputs: Tensor) -> Tensor: ...
 
 
-class Perceptron(Network):
+class Perceptron(Layered):
     """Fully connected layers of the given widths (the first is the number of inputs) and a linear head."""
 
     def __init__(self, widths: Sequence[int], outputs: int, activation: Activation = "relu") -> None:
@@ -77,7 +98,7 @@ class Perceptron(Network):
         return h
 
 
-class Convolutions(Network):
+class Convolutions(Layered):
     """Blocks of a 3x3 convolution with stride 2 and padding 1, normalisation and ReLU; the mean over what is left.
 
     The network of Finn, Abbeel & Levine (2017) for Omniglot. The normalisation is over the examples given (transductive
@@ -85,17 +106,28 @@ class Convolutions(Network):
 
     A convolution is a gather of 3x3 patches and a matrix product: with parameters per task that is one batched product
     for all tasks. A native convolution would be a grouped one, whose second derivative takes a CPU longer.
+
+    shape: of an image, (side, side) or (side, side, channels), where inputs come flat; default: as they come.
     """
 
     EPSILON = 1e-5
 
-    def __init__(self, channels: int, filters: int, outputs: int, blocks: int = 4, *, normalise: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        outputs: int,
+        blocks: int = 4,
+        *,
+        normalise: bool = True,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         body: list[tuple[int, ...]] = []
         for block in range(blocks):
             body.append((9 * (channels if block == 0 else filters), filters))
             body += [(filters,)] * (2 if normalise else 1)
         super().__init__(body, filters, outputs)
-        self.normalise = normalise
+        self.normalise, self.shape = normalise, shape
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Weights normal of variance 2 / fan in (1 / fan in in the head), scales one, shifts and biases zero."""
@@ -110,8 +142,9 @@ class Convolutions(Network):
         return torch.cat(parts)
 
     def _body(self, parts: list[Tensor], inputs: Tensor) -> Tensor:
-        """The blocks, on inputs [n, side, side] or [n, side, side, channels]."""
-        h = inputs.unsqueeze(-1) if inputs.ndim == 3 else inputs
+        """The blocks, on inputs [n, side, side] or [n, side, side, channels], or flat ones of a known shape."""
+        h = inputs if self.shape is None else inputs.reshape(len(inputs), *self.shape)
+        h = h.unsqueeze(-1) if h.ndim == 3 else h
         step = 3 if self.normalise else 2
         for k in range(0, len(parts), step):
             h = _patches(h) @ parts[k]
