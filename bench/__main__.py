@@ -21,7 +21,10 @@ RESULTS = Path(__file__).parent / "results.json"
 
 REACH: dict[str, tuple[str, float]] = {
     "fednest_fig2_units": ("<=", 9),
+    "fednest_fig2_units_one_thread": ("<=", 9),
     "aggitd_fig2_units": ("<=", 9),
+    "aggitd_fig2_units_one_thread": ("<=", 9),
+    "simfbo_fig2_units": ("<=", 6),
     "round_overhead_ms": ("<=", 1.0),
     "client_overhead_us": ("<=", 5),
     "population_ratio": ("<=", 1.2),

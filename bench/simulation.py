@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.timing import compute_unit, seconds
 from clients.node import Setting
 from clients.operations.oracles import lower_gradient
@@ -25,6 +27,7 @@ from fedbilevel.problems import Quadratic
 from fedbilevel.report import RunDirectory
 from fedbilevel.results import read_history
 from server.grids.engines import in_process
+from server.kit.algorithm import find
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import Job, plan
 from server.running.run import initial
@@ -36,17 +39,29 @@ CONFIGS = ROOT / "experiments" / "configs"
 # ---- one outer iteration of the figure ----
 
 
-def fig2_units(algorithm: str, repeats: int = 25) -> float:
+def fig2_units(algorithm: str, threads: int, repeats: int = 25) -> float:
     """One outer iteration without evaluation over the compute unit, medians of runs that alternate.
 
-    Raises BadInput where there is no MNIST.
+    Both with so many threads. Raises BadInput where there is no MNIST.
     """
-    job = next(job for job in plan(read(CONFIGS / "fednest_fig2.toml")) if job.label == algorithm)
-    step, unit = _iterations(job), compute_unit()
-    for _ in range(3):
-        step(), unit()
-    pairs = [(seconds(step), seconds(unit)) for _ in range(repeats)]
+    config = read(CONFIGS / "fednest_fig2.toml", [f"{key}={value}" for key, value in _FIG2.get(algorithm, {}).items()])
+    taken = find(algorithm).options.model_fields
+    options = {key: value for key, value in config.options.items() if key in taken}
+    config = config.model_copy(update={"options": options, "algorithms": {algorithm: config.algorithms.get(algorithm, {})}})
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        step, unit = _iterations(plan(config)[0]), compute_unit()
+        for _ in range(3):
+            step(), unit()
+        pairs = [(seconds(step), seconds(unit)) for _ in range(repeats)]
+    finally:
+        torch.set_num_threads(before)
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+_FIG2 = {"simfbo": {"run.batch": '"full"', "options.local_steps": 1}}
+"""What an algorithm that the figure does not have is run with: the same clients' examples, all in one step."""
 
 
 def _iterations(job: Job) -> Callable[[], None]:
@@ -203,8 +218,11 @@ def _wall(history: Path) -> float:
 
 
 MEASURES: dict[str, Callable[[], float]] = {
-    "fednest_fig2_units": lambda: fig2_units("fednest"),
-    "aggitd_fig2_units": lambda: fig2_units("aggitd"),
+    "fednest_fig2_units": lambda: fig2_units("fednest", 2),
+    "fednest_fig2_units_one_thread": lambda: fig2_units("fednest", 1),
+    "aggitd_fig2_units": lambda: fig2_units("aggitd", 2),
+    "aggitd_fig2_units_one_thread": lambda: fig2_units("aggitd", 1),
+    "simfbo_fig2_units": lambda: fig2_units("simfbo", 1),
     "population_ratio": population_ratio,
     "population_peak_mb": population_peak_mb,
     "memory_drift_mb": memory_drift_mb,

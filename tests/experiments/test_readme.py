@@ -75,5 +75,6 @@ def test_every_algorithm_has_its_line() -> None:
 
 
 def test_the_commands_name_files_that_exist() -> None:
-    for path in re.findall(r"experiments/configs/\w+\.toml", README):
+    pages = [README, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
+    for path in {each for page in pages for each in re.findall(r"experiments/configs/\w+\.toml", page)}:
         assert read(ROOT / path)
