@@ -47,7 +47,8 @@ def fig2_units(algorithm: str, threads: int, repeats: int = 25) -> float:
     config = read(CONFIGS / "fednest_fig2.toml", [f"{key}={value}" for key, value in _FIG2.get(algorithm, {}).items()])
     taken = find(algorithm).options.model_fields
     options = {key: value for key, value in config.options.items() if key in taken}
-    config = config.model_copy(update={"options": options, "algorithms": {algorithm: config.algorithms.get(algorithm, {})}})
+    own = {algorithm: config.algorithms.get(algorithm, {})}
+    config = config.model_copy(update={"options": options, "algorithms": own})
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
