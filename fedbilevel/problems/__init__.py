@@ -3,19 +3,31 @@
 from collections.abc import Callable
 
 from fedbilevel.problem import Problem
+from fedbilevel.problems.bilevel.hyper_cleaning import HyperCleaning, LinearCleaning, hyper_cleaning
 from fedbilevel.problems.bilevel.hyper_representation import HyperRepresentation
 from fedbilevel.problems.bilevel.quadratic import Quadratic
 from fedbilevel.problems.tasks.few_shot import FewShot
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.problems.tasks.sinusoid import Sinusoid
 
-__all__ = ["PROBLEMS", "FewShot", "HyperRepresentation", "Quadratic", "QuadraticTasks", "Sinusoid"]
+__all__ = [
+    "PROBLEMS",
+    "FewShot",
+    "HyperCleaning",
+    "HyperRepresentation",
+    "LinearCleaning",
+    "Quadratic",
+    "QuadraticTasks",
+    "Sinusoid",
+    "hyper_cleaning",
+]
 
 Factory = Callable[..., Problem]
 
 PROBLEMS: dict[str, tuple[Factory, str]] = {
     "quadratic": (Quadratic, "heterogeneous quadratics with closed-form y*, hypergradient and x*"),
     "hyper_representation": (HyperRepresentation, "x: representation of an MLP; y: L2-regularised linear head"),
+    "hyper_cleaning": (hyper_cleaning, "x: weights of training examples, some labels wrong; y: a classifier"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),

@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import vmap
 
 from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
+from fedbilevel.measures import auroc
 from fedbilevel.tasks import is_local
 
 SAMPLES = 10
@@ -101,20 +102,6 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> 
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device).index_add_(0, index, correct - confidence)
     return float(gap.abs().sum() / len(confidence))
-
-
-def auroc(score: Tensor, positive: Tensor) -> float:
-    """The chance that a positive has the higher score than a negative, ties counting half; [n] each; nan without both.
-
-    From the rank sum (Mann & Whitney, 1947), whose halves are exact: scikit-learn's area under the curve is the same
-    number but for rounding.
-    """
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if positives == 0 or negatives == 0:
-        return math.nan
-    ranks = rankdata(score.numpy(force=True))[positive.numpy(force=True)]
-    return float((ranks.sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

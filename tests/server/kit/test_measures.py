@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
-from server.kit.measures import SAMPLES, auroc, calibration_error, judge, spearman, summary
+from server.kit.measures import SAMPLES, calibration_error, judge, spearman, summary
 
 
 class Table:
@@ -171,16 +170,11 @@ def test_calibration_error_by_hand() -> None:
 def test_ranks_are_those_of_the_references(levels: int) -> None:
     rng = np.random.default_rng(levels)
     a, b = (rng.integers(0, levels, 200).astype(float) for _ in range(2))
-    wrong = rng.random(200) < 0.3 + 0.4 * a / levels
-    assert auroc(torch.tensor(a), torch.tensor(wrong)) == pytest.approx(roc_auc_score(wrong, a))
     assert spearman(torch.tensor(a), torch.tensor(b)) == pytest.approx(spearmanr(a, b).statistic)
 
 
 def test_what_there_is_nothing_to_tell_apart_in() -> None:
-    # of the two pairs, 3 against 1 is right and 3 against 3 counts half
-    assert auroc(torch.tensor([3.0, 1.0, 3.0]), torch.tensor([True, False, False])) == 0.75
     # ranks 2.5, 1, 2.5 and 1, 2, 3: covariance 0 and so no correlation; against 3, 1, 2: 1.5 / sqrt(1.5 * 2)
     assert spearman(torch.tensor([3.0, 1.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(0.0, abs=1e-15)
     assert spearman(torch.tensor([3.0, 1.0, 3.0]), torch.tensor([3.0, 1.0, 2.0])) == pytest.approx(1.5 / 3**0.5)
-    assert math.isnan(auroc(torch.rand(4), torch.ones(4, dtype=torch.bool)))
     assert math.isnan(spearman(torch.ones(4), torch.rand(4)))
