@@ -21,8 +21,8 @@ from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
 from fedbilevel.measures import auroc, f1
 from fedbilevel.problem import ClientData, Ragged, map_examples
-from fedbilevel.problems.networks import softmax
-from fedbilevel.problems.networks.layers import Network, Perceptron
+from fedbilevel.problems.networks import find, softmax
+from fedbilevel.problems.networks.layers import Activation, Network
 
 Prepared = dict[str, Tensor]
 
@@ -34,6 +34,9 @@ def hyper_cleaning(
     examples: int | Sequence[int] | None = None,
     network: str = "linear",
     hidden: Sequence[int] = (200,),
+    activation: Activation = "relu",
+    filters: int = 32,
+    blocks: int = 2,
     l2: float = 1e-3,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -53,9 +56,11 @@ def hyper_cleaning(
     examples
         At most so many lower examples of each client, drawn, or [lower, upper]; p_i stay those of the data.
     network
-        "linear", or "mlp" with the widths `hidden`.
-    hidden
-        Widths of the hidden layers of "mlp".
+        "linear", "mlp", "conv" (on square images), or your own "path/to/nets.py:net".
+    hidden, activation
+        Of "mlp": widths of the hidden layers; "relu" or "tanh".
+    filters, blocks
+        Of "conv".
     l2
         Weight of |y|^2 / 2 in every lower loss.
     dtype
@@ -65,16 +70,9 @@ def hyper_cleaning(
 
     Raises BadInput for a parameter out of range.
     """
+    net = find(network, data.shape, data.classes, hidden=hidden, activation=activation, filters=filters, blocks=blocks)
     kind = LinearCleaning if network == "linear" else HyperCleaning
-    return kind(data, noise, cleaning, examples, _network(network, data, hidden), l2, dtype, seed)
-
-
-def _network(name: str, data: FederatedData, hidden: Sequence[int]) -> Network:
-    if name not in ("linear", "mlp"):
-        raise BadInput("problem.network", name, '"linear" or "mlp"')
-    if len(hidden) == 0 or min(hidden) < 1:
-        raise BadInput("problem.hidden", list(hidden), "a list of at least one width of at least 1")
-    return Perceptron([data.features, *(hidden if name == "mlp" else ())], data.classes)
+    return kind(data, noise, cleaning, examples, net, l2, dtype, seed)
 
 
 class HyperCleaning:

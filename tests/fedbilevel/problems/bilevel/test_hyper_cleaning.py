@@ -230,7 +230,9 @@ def test_a_client_is_sent_its_own_block_alone(kind: Any, sizes: tuple[int, ...])
         ({"examples": 0}, "problem.examples: got 0"),
         ({"examples": [5]}, "problem.examples: got [5]"),
         ({"l2": -1.0}, "problem.l2: got -1.0"),
-        ({"network": "transformer"}, "problem.network: got 'transformer'"),
+        ({"network": "liner"}, "problem.network: got 'liner'"),
+        ({"network": "mlp", "hidden": []}, "problem.hidden: got []"),
+        ({"network": "conv"}, "problem.network: got 'conv'"),
     ],
 )
 def test_what_is_refused(parameters: dict[str, Any], line: str) -> None:
