@@ -11,16 +11,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedbilevel import randomness
 from fedbilevel.blocks import OWN
 from fedbilevel.data import FederatedData
+from fedbilevel.data.labels import shares_of, some, with_wrong_labels
 from fedbilevel.errors import BadInput
 from fedbilevel.measures import auroc, f1
-from fedbilevel.problem import ClientData, Ragged, map_examples
+from fedbilevel.problem import ClientData, Ragged
 from fedbilevel.problems.networks import find, softmax
 from fedbilevel.problems.networks.layers import Activation, Network
 
@@ -93,11 +92,11 @@ class HyperCleaning:
             raise BadInput("problem.cleaning", cleaning, '"example" or "client"')
         if not 0 <= l2 < float("inf"):
             raise BadInput("problem.l2", l2, "a finite number of at least 0")
-        shares = _shares(noise, len(data.clients), data.classes)
+        shares = shares_of(noise, len(data.clients), data.classes)
         given = data.clients.to(dtype)
         most = _most(examples)
-        lower, upper = _some(given.lower, most[0], seed), _some(given.upper, most[1], seed)
-        label, self.wrong = _noisy(lower, shares, data.classes, seed)
+        lower, upper = some(given.lower, most[0], seed), some(given.upper, most[1], seed)
+        label, self.wrong = with_wrong_labels(lower, shares, data.classes, seed)
         owner = np.repeat(np.arange(len(given)), lower.sizes)
         self._own = torch.from_numpy(np.arange(len(owner)) if cleaning == "example" else owner)
         noisy = Ragged({**lower.values, "label": label, OWN: self._own}, lower.offsets)
@@ -194,20 +193,6 @@ class LinearCleaning(HyperCleaning):
     cross_vjp_sum = cross_vjp
 
 
-# ---- which examples, and which of them are wrong ----
-
-
-def _shares(noise: float | Sequence[float], clients: int, classes: int) -> NDArray[np.float64]:
-    """The share of wrong labels of each client, [m]."""
-    allowed = f"a number of at least 0 and below 1, or a list of {clients} of them, one per client"
-    given = np.asarray(noise, dtype=np.float64)
-    if given.shape not in ((), (clients,)) or not bool(np.all((given >= 0) & (given < 1))):
-        raise BadInput("problem.noise", noise, allowed)
-    if classes < 2 and bool(given.any()):
-        raise BadInput("problem.noise", noise, "0 for data of a single class")
-    return np.broadcast_to(given, (clients,))
-
-
 def _most(examples: int | Sequence[int] | None) -> list[int | None]:
     """The most examples of a client on each level, None for all."""
     if examples is None:
@@ -216,28 +201,3 @@ def _most(examples: int | Sequence[int] | None) -> list[int | None]:
     if len(most) != 2 or any(each is not None and each < 1 for each in most):
         raise BadInput("problem.examples", examples, "an integer of at least 1, or two of them: [lower, upper]")
     return most
-
-
-def _some(level: Ragged, most: int | None, seed: int) -> Ragged:
-    """At most so many examples of each client, drawn client by client, in their order."""
-    if most is None or int(level.sizes.max()) <= most:
-        return level
-    order = randomness.permutations(seed, np.arange(len(level.sizes)), 0, "examples", level.sizes)[:, :most]
-    inside = np.arange(order.shape[1]) < level.sizes[:, None]
-    rows = torch.from_numpy(np.sort((level.offsets[:-1, None] + order)[inside]))
-    kept = np.concatenate([[0], np.cumsum(inside.sum(1))]).astype(np.int64)
-    return Ragged(map_examples(lambda tensor: tensor[rows], level.values), kept)
-
-
-def _noisy(level: Ragged, shares: NDArray[np.float64], classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The labels [n] of which each client's share is wrong, and which ones are, boolean [n]."""
-    clients = np.arange(len(shares))
-    order = randomness.permutations(seed, clients, 0, "wrong labels", level.sizes)
-    chosen = np.arange(order.shape[1]) < np.rint(shares * level.sizes)[:, None]
-    rows = torch.from_numpy((level.offsets[:-1, None] + order)[chosen])
-    draws = randomness.uniform(seed, clients, 0, "wrong classes", order.shape[1])[chosen]
-    label = level.values["label"].clone()
-    label[rows] = (label[rows] + 1 + torch.from_numpy((draws * (classes - 1)).astype(np.int64))) % classes
-    wrong = torch.zeros(len(label), dtype=torch.bool)
-    wrong[rows] = True
-    return label, wrong
