@@ -54,7 +54,7 @@ def build(
         arguments["dtype"] = dtype or torch.float32
     try:
         with users_code(lambda said: BadInput("problem.name", name, f"a factory that runs, but it raised {said}")):
-            problem = factory(**arguments)
+            problem: Problem = factory(**arguments)
     except BadInput as error:
         raise _typed(error, "problem") from error
     inspect_problem(problem, name)

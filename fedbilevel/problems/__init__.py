@@ -1,33 +1,40 @@
 """The problems by kind, one file each, and the table of their names. A user's own is `path/to/file.py:factory`."""
 
 from collections.abc import Callable
+from typing import Any
 
-from fedbilevel.problem import Problem
 from fedbilevel.problems.bilevel.hyper_cleaning import HyperCleaning, LinearCleaning, hyper_cleaning
 from fedbilevel.problems.bilevel.hyper_representation import HyperRepresentation
 from fedbilevel.problems.bilevel.quadratic import Quadratic
+from fedbilevel.problems.minimax.fair_classification import FairClassification
+from fedbilevel.problems.minimax.robust_regression import RobustRegression
 from fedbilevel.problems.tasks.few_shot import FewShot
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.problems.tasks.sinusoid import Sinusoid
 
 __all__ = [
     "PROBLEMS",
+    "FairClassification",
     "FewShot",
     "HyperCleaning",
     "HyperRepresentation",
     "LinearCleaning",
     "Quadratic",
     "QuadraticTasks",
+    "RobustRegression",
     "Sinusoid",
     "hyper_cleaning",
 ]
 
-Factory = Callable[..., Problem]
+Factory = Callable[..., Any]
+"""What makes a `Problem`; one with one loss lacks the `lower` of the protocol."""
 
 PROBLEMS: dict[str, tuple[Factory, str]] = {
     "quadratic": (Quadratic, "heterogeneous quadratics with closed-form y*, hypergradient and x*"),
     "hyper_representation": (HyperRepresentation, "x: representation of an MLP; y: L2-regularised linear head"),
     "hyper_cleaning": (hyper_cleaning, "x: weights of training examples, some labels wrong; y: a classifier"),
+    "fair_classification": (FairClassification, "minimax: x: a classifier; y: logits of the clients' weights"),
+    "robust_regression": (RobustRegression, "minimax: x: a linear model; y: perturbations of its inputs"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),

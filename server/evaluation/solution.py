@@ -67,13 +67,15 @@ class Solver:
     def at(self, x: Tensor, y: Tensor, v: Tensor | None = None) -> Solution:
         """Return the solution at x [dx]; the search begins at y [dy], that for H^-1 fy at v (None: at 0).
 
-        Raises NoSolution where H is not positive definite along a direction that it meets, or the lower gradient does
-        not fall to GRADIENT_TOLERANCE.
+        Raises NoSolution where H is not positive definite along a direction that it meets, the lower gradient does not
+        fall to GRADIENT_TOLERANCE, or a closed form of y*(x) is not finite.
         """
         x, y = x.double().cpu(), y.double().cpu()
         if has_closed_forms(self.problem):
             closed: Any = self.problem
             y = closed.lower_solution(x)
+            if not bool(torch.isfinite(y).all()):
+                raise NoSolution("the lower level has no solution: lower_solution(x) is not finite")
             return Solution(float(closed.value(x)), closed.hypergradient(x), y, torch.zeros_like(y))
         small = size(self.problem, x, y) <= SMALL
         with torch.no_grad():
