@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,9 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
-from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Ragged
-from fedbilevel.problems.networks.layers import Perceptron
+from fedbilevel.problems.networks import find
+from fedbilevel.problems.networks.layers import Activation
 
 Examples = dict[str, Tensor]
 
@@ -27,14 +26,15 @@ Examples = dict[str, Tensor]
 class FairClassification:
     r"""min_x max_y sum_i s_i L_i(x) - mu KL(s, uniform) - mu/2 (mean y)^2 with s = softmax(y).
 
-    L_i is the mean cross-entropy of client i and KL(s, uniform) = sum_i s_i log(m s_i) over m clients. A client's loss is
-    f_i = s_i / p_i L_i less the two terms in mu, so that sum_i p_i f_i is the line above whatever the weights p_i are.
+    L_i is the mean cross-entropy of client i, and KL(s, uniform) = sum_i s_i log(m s_i) over m clients. The loss of a
+    client is f_i = s_i / p_i L_i less the two terms in mu, so that sum_i p_i f_i is the line above for any weights p_i.
 
-    For every mu > 0 there is one y*(x), and it is known: L / mu less its mean. (With -mu/2 |y|^2 there is one for certain
+    For every mu > 0 there is one y*(x), and it is known: L / mu less its mean. (With -mu/2 |y|^2 there is one for sure
     only where mu is above half the range of the losses, which leaves the weights next to uniform.) F(x) is
-    mu log mean_i exp(L_i / mu), between the mean of the losses and the worst one, and near the worst for a small mu. In y
-    the loss is strictly concave near y*(x), not everywhere. Its gradient and curvature in y_i go with s_i, about 1/m: a
-    step in y is to be of the size of m.
+    mu log mean_i exp(L_i / mu), between the mean of the losses and the worst one, near the worst for a small mu. In y
+    the loss is strictly concave near y*(x), not everywhere. Its gradient and curvature in y_i go with s_i, about 1/m:
+    a step in y is to be of the size of m; or much shorter where clients are sampled, since every draw pulls y towards
+    the clients drawn.
 
     Parameters
     ----------
@@ -42,10 +42,12 @@ class FairClassification:
         The clients' examples, of which both parts are used as one, and the server's test set.
     mu
         Strength of the regulariser, in units of the loss.
-    hidden
-        Widths of the hidden layers; none: a linear classifier.
-    activation
-        "relu" or "tanh".
+    network
+        "linear", "mlp", "conv", or a user's (see `fedbilevel.problems.networks.named`).
+    hidden, activation
+        Of "mlp": widths of the hidden layers; "relu" or "tanh".
+    filters, blocks
+        Of "conv".
     dtype
         Of examples and vectors.
     """
@@ -54,25 +56,31 @@ class FairClassification:
         self,
         data: FederatedData,
         mu: float = 0.1,
-        hidden: Sequence[int] = (),
-        activation: Literal["relu", "tanh"] = "relu",
+        network: str = "linear",
+        hidden: Sequence[int] = (200,),
+        activation: Activation = "relu",
+        filters: int = 32,
+        blocks: int = 2,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if not 0 < mu < float("inf"):
             raise BadInput("problem.mu", mu, "a finite number above 0")
-        if len(hidden) and min(hidden) < 1:
-            raise BadInput("problem.hidden", list(hidden), "a list of widths of at least 1")
-        if activation not in ("relu", "tanh"):
-            raise BadInput("problem.activation", activation, '"relu" or "tanh"')
         self.mu = mu
-        self.network = Perceptron([data.features, *hidden], data.classes, activation)
-        require(12.0 * 8 * self.network.size, "problem.hidden", "narrower layers")
+        self.network = find(
+            network,
+            data.shape,
+            data.classes,
+            hidden=hidden,
+            activation=activation,
+            filters=filters,
+            blocks=blocks,
+        )
         self.clients = _joined(data.clients).to(dtype)
         self.test_input = torch.as_tensor(data.x_test, dtype=dtype).flatten(1)
         self.test_label = torch.as_tensor(data.y_test)
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random start of the classifier (see `Perceptron`); y0 = 0, equal weights."""
+        """A random start of the classifier; y0 = 0, equal weights."""
         x0 = self.network.initial(generator).to(self.test_input.dtype)
         return x0, torch.zeros(len(self.clients), dtype=x0.dtype)
 

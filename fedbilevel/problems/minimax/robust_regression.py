@@ -25,12 +25,12 @@ class RobustRegression:
     r"""Per example (a, b) of client i: f = 1/2 (x'(a + y_i) - b)^2 - penalty/2 |y_i|^2.
 
     Each client's inputs are perturbed by one vector: a shift of the distribution, as of its instruments (Reisizadeh et
-    al., NeurIPS 2020), so that y holds a perturbation per client and feature; or one vector is common to all (the robust
+    al., NeurIPS 2020), so that y holds a perturbation per client and feature; or one vector is common to all (robust
     regression of Sun & Wei 2022, with a penalty in place of their ball). The common one is harmless where the residuals
     of all clients together have mean zero, as on centred data: y*(x) = 0.
 
-    f is concave in y where penalty > |x|^2, and unbounded in y elsewhere. With r_i the mean residual x'a - b of client i
-    and q = |x|^2,
+    f is concave in y where penalty > |x|^2, and unbounded in y elsewhere. With r_i the mean residual x'a - b of client
+    i and q = |x|^2,
 
         y_i*(x) = r_i x / (penalty - q),  F(x) = sum_i p_i (mean (x'a - b)^2 + q r_i^2 / (penalty - q)) / 2,
 
