@@ -11,12 +11,14 @@ from clients.node import Setting
 from fedbilevel.federation.messages import Reply, Request
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
-from fedbilevel.problems import Quadratic
+from fedbilevel.problems import MinimaxQuadratic, Quadratic
 from server.grids.engines import in_process
 
 M, DX, DY = 7, 3, 4
 X_BYTES, Y_BYTES = 8 * DX, 8 * DY
 PROBLEM = Quadratic(clients=M, dim_x=DX, dim_y=DY, examples=(2, 6), seed=3)
+PLAYERS: Any = MinimaxQuadratic(clients=M, dim_x=DX, dim_y=DY, examples=(2, 6), seed=3)
+"""The same federation on a game."""
 X, Y = PROBLEM.initial(torch.Generator().manual_seed(0))
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fedbilevel import ClientData, randomness
 from fedbilevel.problem import Ragged, map_examples
-from fedbilevel.problems import Quadratic
+from fedbilevel.problems import MinimaxQuadratic, Quadratic
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
+from server.kit.algorithm import find
 from tests.reference import Dense
 
 M, DX, DY = 5, 3, 4
@@ -30,6 +31,17 @@ WEIGHTS: dict[str, Any] = {"size": "size", "uniform": "uniform", "list": [0.1, 0
 def quadratic(weights: str = "list") -> Quadratic:
     """Five unlike clients of two to five examples."""
     return Quadratic(clients=M, dim_x=DX, dim_y=DY, examples=(2, 5), weights=WEIGHTS[weights], seed=3)
+
+
+@functools.cache
+def saddle() -> Any:
+    """The same clients, weights and dimensions in a game with curvature."""
+    return MinimaxQuadratic(clients=M, dim_x=DX, dim_y=DY, examples=(2, 5), weights=WEIGHTS["list"], seed=3)
+
+
+def problem_for(name: str) -> Any:
+    """The problem of an algorithm's kind, where the lower level is not local."""
+    return saddle() if find(name).lower == "minimax" else quadratic()
 
 
 SHAPES: list[dict[str, Any]] = [

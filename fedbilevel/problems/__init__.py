@@ -7,6 +7,7 @@ from fedbilevel.problems.bilevel.hyper_cleaning import HyperCleaning, LinearClea
 from fedbilevel.problems.bilevel.hyper_representation import HyperRepresentation
 from fedbilevel.problems.bilevel.quadratic import Quadratic
 from fedbilevel.problems.minimax.fair_classification import FairClassification
+from fedbilevel.problems.minimax.minimax_quadratic import MinimaxQuadratic
 from fedbilevel.problems.minimax.robust_regression import RobustRegression
 from fedbilevel.problems.tasks.few_shot import FewShot
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
@@ -19,6 +20,7 @@ __all__ = [
     "HyperCleaning",
     "HyperRepresentation",
     "LinearCleaning",
+    "MinimaxQuadratic",
     "Quadratic",
     "QuadraticTasks",
     "RobustRegression",
@@ -35,6 +37,7 @@ PROBLEMS: dict[str, tuple[Factory, str]] = {
     "hyper_cleaning": (hyper_cleaning, "x: weights of training examples, some labels wrong; y: a classifier"),
     "fair_classification": (FairClassification, "minimax: x: a classifier; y: logits of the clients' weights"),
     "robust_regression": (RobustRegression, "minimax: x: a linear model; y: perturbations of its inputs"),
+    "minimax_quadratic": (MinimaxQuadratic, "minimax: quadratics or a bilinear game, with closed-form saddle point"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),

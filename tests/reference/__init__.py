@@ -1,4 +1,4 @@
-"""Every algorithm a second time: plain numpy in float64, one Python loop over the clients, for `Quadratic` problems.
+"""Every algorithm a second time: plain numpy in float64, one Python loop over the clients, on quadratics.
 
 Written from the published recurrences and kept apart from the library: tests hold the library's iterates against these.
 One file per family, one function per algorithm, entered under its name by `implements`; a file enters its own by being
@@ -12,9 +12,10 @@ import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
-from fedbilevel.problems import Quadratic
+from fedbilevel.problems import MinimaxQuadratic, Quadratic
 from tests.reference.federation import ALGORITHMS, Entry, Memory, Round
 from tests.reference.quadratic import Client, Dense, Vector, clients_of
+from tests.reference.saddle import players_of
 from tests.reference.server import Server
 
 __all__ = ["ALGORITHMS", "Client", "Dense", "Entry", "clients_of", "run"]
@@ -25,7 +26,7 @@ for _family in pkgutil.iter_modules(__path__):
 
 def run(
     name: str,
-    problem: Quadratic,
+    problem: Quadratic | MinimaxQuadratic,
     x: Vector,
     y: Vector,
     iterations: int,
@@ -38,7 +39,7 @@ def run(
 
     local_steps, upper_local_steps: one number, or one per client; sets: the clients of each iteration (default: all).
     """
-    clients = clients_of(problem)
+    clients: Any = players_of(problem) if isinstance(problem, MinimaxQuadratic) else clients_of(problem)
     m = len(clients)
     step, unless_given = ALGORITHMS[name]
     o = {**unless_given, **options}

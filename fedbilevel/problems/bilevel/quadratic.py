@@ -12,6 +12,7 @@ from torch import Tensor
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Ragged
+from fedbilevel.problems.matrices import definite
 
 
 class Quadratic:
@@ -90,10 +91,7 @@ class Quadratic:
         base, _ = np.linalg.qr(draw.standard_normal((dim_y, dim_y)))
 
         def matrices() -> np.ndarray:
-            """Symmetric matrices with eigenvalues in [mu, L], [clients, dim_y, dim_y]; equal without heterogeneity."""
-            turned, _ = np.linalg.qr(base + heterogeneity * draw.standard_normal((clients, dim_y, dim_y)))
-            own = draw.random((clients, dim_y)) if heterogeneity else np.linspace(0, 1, dim_y)[None, :]
-            return np.asarray((turned * (mu + (L - mu) * own)[:, None, :]) @ turned.transpose(0, 2, 1))
+            return definite(draw, clients, dim_y, heterogeneity, mu, L, base)
 
         B = vectors(dim_y * dim_x, dim_x**-0.5).reshape(clients, dim_y, dim_x)
         lower = {"A": repeated(matrices()), "B": repeated(B), "b": examples_of(vectors(dim_y))}

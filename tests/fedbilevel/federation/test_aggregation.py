@@ -22,9 +22,9 @@ from fedbilevel.problems import Quadratic
 from server.grids.engines import in_process
 from server.kit.subroutines import fed_inn, fed_out
 from tests.agreement import relative
-from tests.algorithm_table import GLOBAL
+from tests.algorithm_table import SHARED
 from tests.algorithm_table.row import STEPS, UPPER_TAU
-from tests.problem_table import DX, DY, WEIGHTS, M, quadratic
+from tests.problem_table import DX, DY, WEIGHTS, M, problem_for, quadratic
 from tests.reference import clients_of
 from tests.runs import start, traced
 
@@ -112,13 +112,14 @@ def test_steps_along_an_aggregate_are_taken_whole(spec: Any, tau: list[int], siz
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", ["aggitd", "fednest", "lfednest-svrg"])
+@pytest.mark.parametrize("name", ["aggitd", "fednest", "lfednest-svrg", "fednest-minimax"])
 def test_both_accountings_give_the_same_iterates(name: str, size: int) -> None:
     """At one local step the server's own step is that of the clients."""
-    options = {**STEPS, **GLOBAL[name].sampled, "local_steps": 1, "upper_local_steps": 1}
+    options = {**STEPS, **SHARED[name].sampled, "local_steps": 1, "upper_local_steps": 1}
     sampling = {"clients_per_round": size, "weighting": "unbiased", "seed": 3}
     paper, merged = (
-        traced(quadratic(), name, 4, **options, **sampling, accounting=accounting) for accounting in ("paper", "merged")
+        traced(problem_for(name), name, 4, **options, **sampling, accounting=accounting)
+        for accounting in ("paper", "merged")
     )
     assert paper.trace is not None
     assert merged.trace is not None

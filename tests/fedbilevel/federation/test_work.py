@@ -70,6 +70,11 @@ BY_HAND: list[tuple[str, dict[str, Any], int, int]] = [
     ("momentum_directions", {}, 5, 2),
     ("page_directions", {"full": True}, 5, 2),
     ("page_directions", {"full": False}, 2 * 5, 2 * 2),
+    ("field", {}, 0, 2),  # fx, fy
+    ("descent_ascent_steps", {"local_steps": 1}, 0, 2),
+    ("descent_ascent_steps", {"local_steps": 3}, 0, 3 * 2),
+    ("tracked_steps", {"local_steps": 1}, 0, 0),  # along what was sent
+    ("tracked_steps", {"local_steps": 3}, 0, 3 * 2 * 2),  # at z_i and at z
 ]
 
 
@@ -171,6 +176,8 @@ def test_minibatches_take_the_time_of_the_examples_that_they_hold() -> None:
         ("penalty_steps", "local_steps", 2, 4 * 7 + 2 * 10),
         ("outer_steps", "upper_local_steps", 20, 2 * 10),
         ("direct_steps", "upper_local_steps", 20, 10),
+        ("descent_ascent_steps", "local_steps", 20, 2 * 10),
+        ("tracked_steps", "local_steps", 20, 4 * 10),
         ("local_hypergradient_steps", "upper_local_steps", 20, 8 * 7 + 2 * 10),
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fedbilevel import BadInput, simulate
-from server.kit.algorithm import algorithms
+from server.kit.algorithm import algorithms, find
 from server.running.run import Result
 from tests.differentiable import near
-from tests.federations import PROBLEM
+from tests.federations import PLAYERS, PROBLEM
 
 
 def everything(name: str, problem: Any, workers: int, **settings: Any) -> Result:
@@ -22,18 +22,19 @@ def everything(name: str, problem: Any, workers: int, **settings: Any) -> Result
 
 
 @pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
-@pytest.mark.parametrize("name", sorted(algorithms("global")))
+@pytest.mark.parametrize("name", sorted(algorithms("minimax")))
 def test_results_do_not_depend_on_the_number_of_workers(name: str, weighting: str) -> None:
     """With minibatches, unequal local steps, and sampled clients of whom not all are there."""
     network = {"spread": 0.5}
     settings = {"weighting": weighting, "systems": {"availability": 0.8, "network": network}}
-    one = everything(name, PROBLEM, 1, **settings)
+    problem = PLAYERS if find(name).lower == "minimax" else PROBLEM
+    one = everything(name, problem, 1, **settings)
     for workers in (2, 3, 7):
-        other = everything(name, PROBLEM, workers, **settings)
+        other = everything(name, problem, workers, **settings)
         near(other.x, one.x, 1e-12)
         near(other.y, one.y, 1e-12)
         assert other.communication == one.communication
-    full_batch = everything(name, PROBLEM, 1, batch="full", gradient_batch="full", **settings)
+    full_batch = everything(name, problem, 1, batch="full", gradient_batch="full", **settings)
     assert not torch.allclose(full_batch.y, one.y)
 
 

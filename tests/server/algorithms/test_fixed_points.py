@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from fedbilevel.problems import Quadratic
+from fedbilevel.problems import MinimaxQuadratic, Quadratic
+from server.kit.algorithm import find
 from tests.agreement import relative
-from tests.algorithm_table import GLOBAL
+from tests.algorithm_table import SHARED
 from tests.problem_table import lower_point, pooled
 from tests.reference import Dense
 from tests.runs import directions, traced
 
-POOLED = {name: row.pooled for name, row in GLOBAL.items() if row.pooled is not None}
+POOLED = {name: row.pooled for name, row in SHARED.items() if row.pooled is not None}
 
 
 @pytest.mark.parametrize("name", sorted(POOLED))
 def test_clients_with_one_local_step_equal_the_pooled_problem(name: str) -> None:
-    problem = Quadratic(clients=5, dim_x=3, dim_y=4, examples=(2, 6), seed=7)
+    kind: Any = MinimaxQuadratic if find(name).lower == "minimax" else Quadratic
+    problem = kind(clients=5, dim_x=3, dim_y=4, examples=(2, 6), seed=7)
     many, one = (
         traced(each, name, 6, upper_step=0.1, lower_step=0.5, **POOLED[name]) for each in (problem, pooled(problem))
     )

@@ -11,14 +11,14 @@ from fedbilevel.federation.systems import Between, Epochs, local_steps
 from server.kit.algorithm import algorithms, find
 from tests import reference
 from tests.agreement import agree
-from tests.algorithm_table import GLOBAL, LOCAL
+from tests.algorithm_table import GLOBAL, LOCAL, MINIMAX, SHARED
 from tests.algorithm_table.row import INDICES, STEPS, TAU, UPPER_TAU, N, Options
-from tests.problem_table import WEIGHTS, M, quadratic
+from tests.problem_table import WEIGHTS, M, problem_for, quadratic
 from tests.runs import sampled_sets, silent, start, traced
 
 ITERATIONS = 3
-CASES = [(name, case) for name, row in GLOBAL.items() for case in row.cases]
-COUNTS = [(name, *count) for name, row in GLOBAL.items() for count in row.counts]
+CASES = [(name, case) for name, row in SHARED.items() for case in row.cases]
+COUNTS = [(name, *count) for name, row in SHARED.items() for count in row.counts]
 STEPPING = sorted(name for name, (_, taken) in reference.ALGORITHMS.items() if "local_steps" in taken)
 """Those whose clients make local steps."""
 
@@ -48,7 +48,7 @@ def resampled(problem: Any, iterations: int, seed: int, size: int) -> dict[int, 
 
 def held(name: str, options: Options, told: Options | None = None, *, seed: int = 0, **sampling: Any) -> None:
     """A run's iterates are the reference's; told: the options as the library gets them, where they differ."""
-    problem = quadratic()
+    problem = problem_for(name)
     x, y = start(problem, seed)
     iterations, size = sampling.pop("iterations", ITERATIONS), sampling.get("clients_per_round")
     sets = None if size is None else sampled_sets(problem, size, iterations, seed)
@@ -62,15 +62,17 @@ def held(name: str, options: Options, told: Options | None = None, *, seed: int 
 
 
 def test_every_algorithm_is_in_the_table() -> None:
-    assert set(algorithms("global")) == set(GLOBAL) == set(reference.ALGORITHMS)
+    assert set(algorithms("global")) == set(GLOBAL)
+    assert set(algorithms("minimax")) == set(SHARED) == set(reference.ALGORITHMS)
+    assert {name for name, entry in algorithms().items() if entry.lower == "minimax"} == set(MINIMAX)
     assert set(algorithms("local")) == set(LOCAL)
-    assert all(row.cases and row.counts and row.travels for row in GLOBAL.values())
+    assert all(row.cases and row.counts and row.travels for row in SHARED.values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=label)
 def test_iterates_equal_the_reference_and_rounds_the_formula(case: tuple[str, Options]) -> None:
     name, options = case
-    problem = quadratic()
+    problem = problem_for(name)
     result = traced(problem, name, ITERATIONS, **options)
     x, y = start(problem)
     agree(result, reference.run(name, problem, x.numpy(), y.numpy(), ITERATIONS, options))
@@ -79,7 +81,7 @@ def test_iterates_equal_the_reference_and_rounds_the_formula(case: tuple[str, Op
     for k, entry in enumerate(result.trace):
         index = INDICES[k] if drawn(name, options) else None
         assert entry.index == index
-        assert entry.rounds == GLOBAL[name].rounds(options, index)
+        assert entry.rounds == SHARED[name].rounds(options, index)
         assert algorithm.rounds(index) == entry.rounds
     assert result.communication["rounds"] == sum(entry.rounds for entry in result.trace)
 
@@ -92,7 +94,7 @@ def test_rounds_of_the_papers_tables(name: str, options: Options, expected: int)
     options = {**{key: value for key, value in shared.items() if key in takes}, **options}
     index = 2 if drawn(name, options) else None
     assert find(name).make(options).rounds(index) == expected
-    result = traced(quadratic(), name, 2, **options)
+    result = traced(problem_for(name), name, 2, **options)
     assert result.trace is not None
     assert [entry.rounds for entry in result.trace] == [expected, expected]
     assert result.history[-1]["round"] == 2 * expected
@@ -111,9 +113,9 @@ def test_weights_of_the_clients(weights: str) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
-@pytest.mark.parametrize("name", sorted(GLOBAL))
+@pytest.mark.parametrize("name", sorted(SHARED))
 def test_partial_participation(name: str, weighting: str) -> None:
-    held(name, {**STEPS, **GLOBAL[name].sampled}, seed=8, iterations=4, clients_per_round=3, weighting=weighting)
+    held(name, {**STEPS, **SHARED[name].sampled}, seed=8, iterations=4, clients_per_round=3, weighting=weighting)
 
 
 @pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
@@ -121,7 +123,7 @@ def test_partial_participation(name: str, weighting: str) -> None:
 @pytest.mark.parametrize("name", STEPPING)
 def test_partial_participation_with_local_steps(name: str, tau: Any, upper: Any, weighting: str) -> None:
     given = {"local_steps": tau, "upper_local_steps": upper}
-    options = {**STEPS, **GLOBAL[name].sampled, **taken(name, given), **plain(name)}
+    options = {**STEPS, **SHARED[name].sampled, **taken(name, given), **plain(name)}
     held(name, options, seed=2, iterations=4, clients_per_round=2, weighting=weighting)
 
 
@@ -151,13 +153,13 @@ def taken(name: str, options: Options) -> Options:
 @pytest.mark.parametrize("spec", [{"low": 1, "high": 5}, {"epochs": 3}], ids=["between", "epochs"])
 def test_local_steps_drawn_or_in_epochs(name: str, spec: dict[str, int], sampling: Options) -> None:
     """Drawn once per seed and client; with the full batch an epoch is one step."""
-    problem, clients = quadratic(), np.arange(M)
+    problem, clients = problem_for(name), np.arange(M)
     if "epochs" in spec:
         assert local_steps(Epochs(**spec), 6, clients, problem.clients.lower.sizes, None).tolist() == [3] * M
         taus = [3] * M
     else:
         taus = local_steps(Between(**spec), 6, clients, problem.clients.lower.sizes, None).tolist()
         assert len(set(taus)) > 1
-    options = {**STEPS, **GLOBAL[name].sampled, **plain(name)}
+    options = {**STEPS, **SHARED[name].sampled, **plain(name)}
     typed = taken(name, {"local_steps": taus, "upper_local_steps": taus})
     held(name, {**options, **typed}, {**options, **dict.fromkeys(typed, spec)}, seed=6, **sampling)

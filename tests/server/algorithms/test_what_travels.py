@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.algorithm_table import GLOBAL
+from tests.algorithm_table import SHARED
 from tests.algorithm_table.row import Options, Transcript
-from tests.problem_table import DX, DY, M, quadratic
+from tests.problem_table import DX, DY, M, problem_for, quadratic
 from tests.runs import traced
 
 DIMENSION = {"x": DX, "h": DX, "fx": DX, "qx": DX, "mx": DX}
-TRANSCRIPTS = [(name, *travels) for name, row in GLOBAL.items() for travels in row.travels]
+TRANSCRIPTS = [(name, *travels) for name, row in SHARED.items() for travels in row.travels]
 
 
 def length(names: str) -> int:
@@ -24,7 +24,7 @@ def test_what_travels(name: str, options: Options, transcript: list[Transcript],
     """Per round: the vectors down that a client does not hold yet in this iteration, and the vectors up."""
     if name == "fedmbo" and asked is not None:
         pytest.skip("other clients in every round: counted in a test of its own")
-    result = traced(quadratic(), name, 2, **options, clients_per_round=asked, dtype=dtype, evaluate_every=1)
+    result = traced(problem_for(name), name, 2, **options, clients_per_round=asked, dtype=dtype, evaluate_every=1)
     clients, item = asked or M, {"float32": 4, "float64": 8}[dtype]
     rounds = [each for iteration in transcript for each in iteration]
     total = result.communication

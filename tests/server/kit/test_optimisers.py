@@ -14,9 +14,9 @@ from server.kit.optimisers import Moments, moved, scheduled
 from server.kit.options import UpperOptions
 from tests import reference
 from tests.agreement import agree, relative
-from tests.algorithm_table import GLOBAL
+from tests.algorithm_table import SHARED
 from tests.algorithm_table.row import STEPS
-from tests.problem_table import quadratic
+from tests.problem_table import problem_for, quadratic
 from tests.runs import start, traced
 
 OPTIMISERS = ("momentum", "adam", "adamomentum", "yogi")
@@ -116,17 +116,17 @@ def test_plain_steps_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", *OPTIMISERS])
-@pytest.mark.parametrize("name", sorted(name for name in GLOBAL if issubclass(find(name).options, UpperOptions)))
+@pytest.mark.parametrize("name", sorted(name for name in SHARED if issubclass(find(name).options, UpperOptions)))
 def test_every_algorithm_steps_by_the_servers_optimiser(name: str, optimiser: str) -> None:
     """Against the second implementation: its direction, and its own optimiser; rounds and bytes are as ever."""
-    problem = quadratic()
+    problem = problem_for(name)
     schedule = {"upper_schedule": "halving", "upper_period": 3, "upper_weight_decay": 0.1}
     server = {"upper_optimiser": optimiser, "upper_epsilon": 0.01, **schedule}
-    options = {**STEPS, **GLOBAL[name].cases[0], **server}
+    options = {**STEPS, **SHARED[name].cases[0], **server}
     x, y = start(problem)
     result = traced(problem, name, 3, **options)
     agree(result, reference.run(name, problem, x.numpy(), y.numpy(), 3, options), 1e-9)
-    plain = traced(problem, name, 3, **{**STEPS, **GLOBAL[name].cases[0]})
+    plain = traced(problem, name, 3, **{**STEPS, **SHARED[name].cases[0]})
     assert plain.communication == result.communication
     assert relative(plain.x, result.x) > 1e-3
 
