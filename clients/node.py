@@ -67,7 +67,8 @@ class Node:
         held = self._gather(request.clients)
         tensors = {name: self._here(self._mine(name, tensor, request)) for name, tensor in request.tensors.items()}
         own = {name: Kept(kept.rows.to(self.device), kept.known) for name, kept in request.own.items()}
-        request = replace(request, tensors=tensors, own=own, skip=0)
+        ends = None if request.ends is None else request.ends - request.skip
+        request = replace(request, tensors=tensors, own=own, ends=ends, skip=0)
         sums, kept_now = [], []
         for key in request.operations:
             operation = OPERATIONS[key]

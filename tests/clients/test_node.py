@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedbilevel.federation.messages import Request
 from fedbilevel.problems import Quadratic
 from tests.differentiable import Prepared, small_digits
 from tests.operations import OPERATIONS, ask
+from tests.problem_table import DY, M, Weighted
 
 META = torch.device("meta")
 
@@ -111,3 +113,52 @@ def test_where_none_fails_alone_they_are_named_together() -> None:
         ClientFailed, match=r"^2 clients together, operation lower_gradient, round 6: ValueError: too many$"
     ):
         Node(problem, Setting()).answer(asked(problem, "lower_gradient", [0, 2]))
+
+
+# ---- a block of x of each client's own ----
+
+
+class Sore(Weighted):
+    """Where somebody is sore, the loss fails and tells the x that it was given."""
+
+    def __init__(self, sore: int | None = None) -> None:
+        super().__init__(True)
+        for level in (self.clients.lower, self.clients.upper):
+            level.values["sore"] = torch.from_numpy(np.repeat(np.arange(M) == sore, level.sizes))
+
+    def prepare(self, x: Tensor, examples: dict[str, Tensor]) -> dict[str, Tensor]:
+        if bool(examples["sore"].any()):
+            raise ValueError(f"x is {[int(each) for each in x]}")
+        return examples
+
+
+def to_everybody(problem: Sore) -> Request:
+    """X is 0, 1, ..., 14: who has which of it can be told."""
+    tensors = {"x": torch.arange(15.0, dtype=torch.float64), "y": torch.ones(DY, dtype=torch.float64)}
+    ends, cut = np.cumsum(problem.sizes), frozenset({"x"})
+    return Request(("lower_gradient",), np.arange(M), tensors, {"x": 0, "y": 1}, cut=cut, ends=ends)
+
+
+@pytest.mark.parametrize(("sore", "own"), [(3, [8, 9]), (4, [10, 11, 12, 13, 14])])
+@pytest.mark.parametrize("first", [0, 2, 3])
+def test_who_fails_is_looked_for_with_his_own_block(first: int, sore: int, own: list[int]) -> None:
+    """Whoever stands before the clients of this node, and whoever of them fails: ends are counted from the first."""
+    problem = Sore(sore)
+    with pytest.raises(ClientFailed, match=rf"^client {sore}, .*: ValueError: x is {re.escape(str(own))}$"):
+        Node(problem, Setting()).answer(to_everybody(problem).of(np.arange(first, M)))
+
+
+def test_one_node_answers_for_several_runs_of_clients_each_with_its_own_part_of_x() -> None:
+    """As it does for the clients of a worker that died: the gradients are those of a loop in numpy."""
+    problem = Sore()
+    request, node = to_everybody(problem), Node(problem, Setting())
+    data, x = problem.clients, np.arange(15.0)
+    for clients in ([0, 1, 2], [3, 4], [1], [0, 1, 2, 3, 4], [2, 3]):
+        expected = np.zeros(DY)
+        for i in clients:
+            rows = slice(int(data.lower.offsets[i]), int(data.lower.offsets[i + 1]))
+            a, b, own = (data.lower.values[name][rows].numpy() for name in ("a", "b", "own"))
+            weight = 1 / (1 + np.exp(-x[own]))
+            expected += data.weights[i] * ((weight * (a.sum(1) - b)) @ a / len(b) + problem.l2)
+        (found,) = node.answer(request.of(np.array(clients))).sums[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
