@@ -140,6 +140,8 @@ def test_a_vector_of_some_blocks() -> None:
     x = torch.arange(6.0)
     assert blocks.cut(x, np.array([1])).tolist() == [2.0, 3.0, 4.0]
     assert blocks.cut(x, np.arange(3)) is x
+    assert blocks.cut(x, np.array([2, 0, 1])).tolist() == [5.0, 0.0, 1.0, 2.0, 3.0, 4.0]
+    assert blocks.fill(x, torch.arange(10.0, 16.0), np.array([2, 0, 1])).tolist() == [11, 12, 13, 14, 15, 10]
     assert blocks.places(np.array([0, 2])).tolist() == [0, 1, 5]
     assert blocks.of_clients(np.array([0, 2])).offsets.tolist() == [0, 2, 3]
     assert blocks.fill(x, torch.tensor([9.0, 8.0, 7.0]), np.array([0, 2])).tolist() == [9.0, 8.0, 2.0, 3.0, 4.0, 7.0]

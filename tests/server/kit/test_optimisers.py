@@ -39,6 +39,18 @@ def test_momentum_by_hand() -> None:
     assert steps(upper_optimiser="momentum", upper_beta1=0.5) == pytest.approx([0.0, 0.0, -1.5], abs=1e-15)
 
 
+def test_the_constants_unless_given_are_those_of_the_papers() -> None:
+    """b1 = 0.9, b2 = 0.999, eps = 1e-8, which directions as small as eps show; AdaMomentum has eps below the root."""
+    h1, h2 = 3e-8, -1e-8
+    o, x = UpperOptions(upper_step=0.5, upper_optimiser="adam"), torch.zeros(1, dtype=torch.float64)
+    x1, moments = moved(x, torch.tensor([h1], dtype=torch.float64), Moments(), o)
+    x2, _ = moved(x1, torch.tensor([h2], dtype=torch.float64), moments, o)
+    assert float(x1) == pytest.approx(-0.5 * h1 / (h1 + 1e-8), rel=1e-12)
+    m, s = (0.09 * h1 + 0.1 * h2) / 0.19, (0.000999 * h1**2 + 0.001 * h2**2) / 0.001999
+    assert float(x2 - x1) == pytest.approx(-0.5 * m / (math.sqrt(s) + 1e-8), rel=1e-10)
+    assert UpperOptions().upper_step == 0.1
+
+
 HALVES = {"upper_beta1": 0.5, "upper_beta2": 0.5, "upper_epsilon": 0.25}
 """m is 1, then 0, then 1.5; the corrections 1 - b^t are 0.5, 0.75 and 0.875."""
 
@@ -149,6 +161,7 @@ def test_a_step_of_no_length_stays_one() -> None:
         ({"upper_weight_decay": -1.0}, "upper_weight_decay: got -1.0; allowed: a number of at least 0"),
         ({"upper_schedule": "linear"}, "upper_schedule: got 'linear'; allowed: \"constant\" or"),
         ({"upper_schedule": "halving", "upper_period": 0}, "upper_period: got 0; allowed: an integer of at least 1"),
+        ({"upper_schedule": "halving"}, 'upper_period: got nothing; allowed: .* with upper_schedule = "halving"'),
         ({"upper_schedule": "cosine"}, 'upper_period: got nothing; allowed: .* with upper_schedule = "cosine"'),
         ({"upper_period": 5}, "upper_period: got 5; allowed: a period with an upper_schedule that is not constant"),
     ],
