@@ -97,6 +97,7 @@ def operation(
     epochs_of: Level = "lower",
     linear_once: bool | Callable[[Mapping[str, Any]], bool] = True,
     tasks: bool = False,
+    whole: Callable[[Mapping[str, Any]], bool] = lambda options: False,
     report: bool = False,
     upper_reads: tuple[str, ...] = ("x", "hypergradient"),
     gives: str = "",
@@ -106,7 +107,8 @@ def operation(
 
     lower, upper: gradient evaluations per example of each level (a Hessian or cross product counts 2), per local step
     where `steps` names the option that holds tau, or per example of a task's sets for all of its tasks; epochs of local
-    work count the examples of level `epochs_of`. upper_reads: of the vectors that it reads those of the dimension of x;
+    work count the examples of level `epochs_of`; whole: whether all examples are seen, whatever the minibatch size.
+    upper_reads: of the vectors that it reads those of the dimension of x;
     gives: what its outputs are, in order, as in "x y", where one is of the dimension of x.
     """
     moved_along = (along,) if along is not None and isinstance(along[0], str) else along or (None,)
@@ -137,6 +139,7 @@ def operation(
                 steps=options[steps] if steps else None,
                 epochs_of=epochs_of,
                 of_task=tasks,
+                whole=whole(options),
             ),
         )
         made.__dict__["__doc__"] = function.__doc__

@@ -215,6 +215,7 @@ def momentum_directions(
 @operation(
     lower=lambda options: LOWER * (1 if options["full"] else 2),
     upper=lambda options: UPPER * (1 if options["full"] else 2),
+    whole=lambda options: bool(options["full"]),
     gives="x y y",
     keeps="kept",
 )

@@ -82,7 +82,7 @@ class Clock:
             support, query = population.task_sizes or (0, 0)
             return np.full(len(clients), support * work.lower + query * work.upper)
         lower, upper = population.lower_sizes[clients], population.upper_sizes[clients]
-        batch = self.gradient_batch if work.steps is None else self.batch
+        batch = None if work.whole else self.gradient_batch if work.steps is None else self.batch
         if batch is not None:
             lower, upper = np.minimum(lower, batch), np.minimum(upper, batch)
         seen = np.asarray(lower * work.lower + upper * work.upper, dtype=np.float64)

@@ -86,7 +86,8 @@ class Reply:
 class Passes:
     """How often an operation differentiates an example of each level, per local step (`steps`: tau, None for none).
 
-    of_task: the examples are those of a task's support and query set, and all tasks are counted.
+    of_task: the examples are those of a task's support and query set, and all tasks are counted; whole: all examples,
+    whatever the minibatch size.
     """
 
     lower: float
@@ -94,6 +95,7 @@ class Passes:
     steps: LocalSteps | None
     epochs_of: Level
     of_task: bool = False
+    whole: bool = False
 
 
 Elsewhere = Callable[[Options, NDArray[np.float64]], NDArray[np.float64]]

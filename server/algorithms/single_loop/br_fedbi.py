@@ -56,8 +56,8 @@ def br_fedbi(o: Options) -> Algorithm[BRFedBiState]:
         z = {"x": state.x, "y": state.y, "v": state.v}
         if o.variant == "momentum":  # m_i = b m_i + (1-b) d_i, kept by the client
             return tuple(fed.mean(momentum_directions, **z, momentum=o.momentum, kept=state.kept))
-        if o.variant == "page":  # with probability p all examples, else g_i += D(z;B) - D(z_old;B)
-            full = float(fed.random("page").random()) < o.page_probability
+        if o.variant == "page":  # at first, and with probability p, all examples, else g_i += D(z;B) - D(z_old;B)
+            full = not state.kept or float(fed.random("page").random()) < o.page_probability
             return tuple(fed.mean(page_directions, **z, full=full, kept=state.kept))
         return (*fed.mean(single_loop_directions, **z), state.kept)
 

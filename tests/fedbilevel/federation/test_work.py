@@ -167,6 +167,15 @@ def test_minibatches_take_the_time_of_the_examples_that_they_hold() -> None:
     assert result.history[-1]["simulated_seconds"] == pytest.approx(2 * (2 * 3 + 1 * 3), rel=1e-9)
 
 
+def test_full_directions_of_page_take_the_time_of_all_examples() -> None:
+    """5 x 6 + 2 x 6; between them twice 5 x 2 + 2 x 2. At first nobody has an estimate to go on from."""
+    options: dict[str, Any] = {"variant": "page", "gradient_batch": 2, "iterations": 2, "systems": SYSTEMS}
+    for chance, per_iteration in ((1.0, [42, 42]), (1e-9, [42, 28])):
+        rows = simulate(SIZES, "br-fedbi", page_probability=chance, **options).history
+        seconds = [row["simulated_seconds"] for row in rows]
+        assert seconds == pytest.approx([0, *np.cumsum(per_iteration)], rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "option", "steps", "per_step"),
     [
