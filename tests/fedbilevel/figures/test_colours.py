@@ -32,6 +32,12 @@ def test_a_known_name_keeps_its_style_beside_any_other_label():
         assert styles([f"label {number}", *KNOWN])["memfbo"] == KNOWN["memfbo"]
 
 
+def test_a_run_of_a_known_algorithm_keeps_its_style_beside_any_other_label():
+    alone = styles(["fednest (a)"])["fednest (a)"]
+    for number in range(200):
+        assert styles([f"label {number}", "fednest (a)"])["fednest (a)"] == alone
+
+
 def test_runs_of_one_algorithm_share_its_colour_and_differ_in_their_dashes():
     for name, style in KNOWN.items():
         found = styles([f"{name} (a)", f"{name} (b)", f"{name}-slow"])

@@ -199,3 +199,51 @@ def test_it_is_not_counted_as_communication(quadratic: Quadratic) -> None:
     assert torch.equal(with_it.x, without.x)
     assert isinstance(with_it.history[0]["value"], float)
     assert isinstance(quadratic.clients, ClientData)
+
+
+def test_where_the_direction_cannot_be_judged_the_whole_row_is_empty() -> None:
+    """From x = -1, where there is no solution, to a point that has one: F is known there, but not what led to it."""
+
+    class Turning:
+        """g = x y^2 / 2 - y, convex where x > 0; f = y - 3 x, so that F(x) = 1/x - 3 x there."""
+
+        clients = ClientData([torch.zeros(1, 1, dtype=torch.float64)], [torch.zeros(1, 1, dtype=torch.float64)])
+
+        def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return torch.tensor([-1.0], dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)
+
+        def lower(self, x: Tensor, y: Tensor, examples: Tensor) -> Tensor:
+            return (0.5 * x * y**2 - y) * torch.ones(len(examples), dtype=y.dtype)
+
+        def upper(self, x: Tensor, y: Tensor, examples: Tensor) -> Tensor:
+            return (y - 3 * x) * torch.ones(len(examples), dtype=y.dtype)
+
+        def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+            return {}
+
+    with pytest.warns(UserWarning, match="stay empty where that is so"):
+        rows = simulate(
+            Turning(), "fedavg-alternating", iterations=2, solution_every=1, upper_step=1.0, lower_step=0.0
+        ).history
+    assert [row["value"] for row in rows[:2]] == [None, None]
+    assert [row["gradient_norm"] for row in rows[:2]] == [None, None]
+    assert rows[2]["value"] == pytest.approx(1 / 5 - 15, rel=1e-9)  # x = -1, 2, 5 along fx = -3
+    assert rows[2]["gradient_norm"] == pytest.approx(1 / 25 + 3, rel=1e-9)
+    assert rows[2]["hypergradient_error"] == pytest.approx((3 + 1 / 4 - 3) / (3 + 1 / 4), rel=1e-9)
+
+
+def test_an_error_relative_to_nothing_is_left_empty() -> None:
+    """F does not depend on x, nor y* : grad F = 0 exactly, which no direction can be held against."""
+
+    class Apart(Opaque):
+        def lower(self, x: Tensor, y: Tensor, examples: Any) -> Tensor:
+            return 0.5 * ((y - 1) ** 2).sum() * torch.ones(len(examples["b"]), dtype=y.dtype)
+
+        def upper(self, x: Tensor, y: Tensor, examples: Any) -> Tensor:
+            return (y.sum() ** 2) * torch.ones(len(examples["d"]), dtype=y.dtype)
+
+    rows = simulate(
+        Apart(Quadratic(clients=2, dim_x=2, dim_y=3)), "fedavg-alternating", iterations=1, solution_every=1
+    ).history
+    assert (rows[1]["gradient_norm"], rows[1]["hypergradient_error"]) == (0.0, None)
+    assert rows[1]["value"] == pytest.approx(9.0, rel=1e-12)

@@ -117,6 +117,13 @@ def test_schedules_by_hand() -> None:
     assert factors([0, 30, 80], upper_schedule="inverse_sqrt", upper_period=10) == pytest.approx([1.0, 1 / 2, 1 / 3])
 
 
+def test_a_period_is_needed_by_some_schedules_and_taken_by_all_but_one() -> None:
+    for schedule in ("halving", "cosine", "inverse_sqrt"):
+        UpperOptions(upper_schedule=schedule, upper_period=3).hold()
+    for schedule in ("constant", "inverse_sqrt"):
+        UpperOptions(upper_schedule=schedule).hold()
+
+
 # ---- in algorithms ----
 
 

@@ -117,3 +117,18 @@ def test_a_checkpoint_that_lacks_a_total_or_holds_more_than_the_state_is_refused
     with pytest.raises(BadInput, match=r"unexpected keyword argument"):
         checkpoints.load("a run", run("joint").algorithm.init(*initial(PROBLEM, 0)))
     assert checkpoints.load("another run", first) is None
+
+
+def test_what_clients_keep_comes_back_by_its_client_and_in_the_dtype_of_the_run(tmp_path: Path) -> None:
+    first = run("br-fedbi").algorithm.init(*initial(PROBLEM, 0))
+    kept = {i: torch.full((DX + 2 * DY,), float(i), dtype=torch.float64) for i in (4, 1)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save("a run", Checkpoint(replace(first, kept=kept), 1, 0.0, Ledger().totals()))
+    loaded = checkpoints.load("a run", first)
+    assert loaded is not None
+    back = vars(loaded.state)["kept"]
+    assert {i: row.tolist() for i, row in back.items()} == {i: row.tolist() for i, row in kept.items()}
+    narrow = replace(first, kept={**kept, 1: kept[1].float()})
+    checkpoints.save("a run", Checkpoint(narrow, 1, 0.0, Ledger().totals()))
+    with pytest.raises(BadInput, match=r"kept has another dtype.*delete it to"):
+        checkpoints.load("a run", first)

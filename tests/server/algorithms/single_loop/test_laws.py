@@ -15,7 +15,7 @@ from fedbilevel import BadInput, ClientData, randomness, simulate
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.problems import Quadratic
-from server.kit.algorithm import algorithms
+from server.kit.algorithm import algorithms, find
 from tests.agreement import relative
 from tests.algorithm_table.row import TAU
 from tests.differentiable import small_digits
@@ -23,7 +23,7 @@ from tests.federations import in_process_of
 from tests.problem_table import quadratic
 from tests.reference import Client, Dense, clients_of
 from tests.reference.single_loop import direction
-from tests.runs import start, traced
+from tests.runs import silent, start, traced
 
 STEPS = {"upper_step": 0.2, "lower_step": 0.3, "neumann_step": 0.4}
 QUICK = {"upper_step": 0.1, "lower_step": 1.0, "neumann_step": 1.0}
@@ -184,6 +184,32 @@ def test_page_on_full_batches_is_the_plain_method_whatever_the_coin() -> None:
     whole = traced(problem, "br-fedbi", 6, **STEPS, gradient_batch=1, variant="page", page_probability=1.0)
     assert relative(noisy.x, plain.x) > 1e-3
     assert relative(whole.x, plain.x) < 1e-12  # all examples, though minibatches are of one
+
+
+def test_the_coin_of_page_falls_as_often_as_it_should_and_anew_in_every_iteration() -> None:
+    """Of 1000 iterations p of them are full, to four deviations; the first one is; and every seed has its own coin."""
+
+    class Listening(Federation):
+        """Asks nobody, and notes whether directions would be full."""
+
+        def mean(self, *operations: Any, **arguments: Any) -> Any:
+            fallen.append(arguments["full"])
+            return (zero, zero, zero, {0: zero})
+
+    zero, found = torch.zeros(1), []
+    for chance, seed in ((0.3, 0), (0.3, 1), (0.7, 1)):
+        fallen: list[bool] = []
+        fed = Listening(silent(quadratic()).exchange, Population.of(quadratic().clients), seed=seed)
+        page = find("br-fedbi").make({"variant": "page", "page_probability": chance})
+        state = page.init(zero, zero)
+        for k in range(1000):
+            fed.begin(k)
+            state = page.step(state, fed)
+        assert fallen[0]
+        assert abs(sum(fallen) - 1000 * chance) < 4 * (1000 * 0.3 * 0.7) ** 0.5
+        assert 0.3 < np.mean(np.array(fallen[1:]) == np.array(fallen[:-1])) < 0.7  # of independent ones 0.58
+        found.append(fallen)
+    assert abs(sum(a == b for a, b in zip(*found[:2], strict=True)) - 580) < 4 * (1000 * 0.58 * 0.42) ** 0.5
 
 
 def test_page_between_full_directions_by_hand() -> None:
