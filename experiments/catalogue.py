@@ -14,6 +14,7 @@ from fedbilevel.config.validation import described, meaning
 from fedbilevel.data import DATASETS, PARTITIONS, partition_parameters
 from fedbilevel.errors import unknown
 from fedbilevel.problems import PROBLEMS
+from fedbilevel.problems.networks.named import NETWORKS
 from fedbilevel.user_files import names_file
 from server.grids.engines import ENGINES
 from server.kit.algorithm import Entry, algorithms, find
@@ -26,12 +27,13 @@ _ORDER = ("global", "any", "minimax", "local")
 
 
 def print_names(console: Console) -> None:
-    """Print algorithms by family, problems, data sets, partitions, engines and configs.
+    """Print algorithms by family, problems, networks, data sets, partitions, engines and configs.
 
     Of an algorithm: what it is, its source, what of it is confirmed, and what is our reading.
     """
     own = ("path/to/file.py:factory", "your own: a function or class that returns a fedbilevel.Problem")
     own_algorithm = ("path/to/file.py:name", "your own: a factory below @algorithm(...), see the README")
+    own_network = ("path/to/nets.py:net", "your own: a torch.nn.Module, or a function that returns one")
     files = ("NAME", "the file NAME.npz in $FEDBILEVEL_DATA, with the arrays x_train, y_train, x_test and y_test")
     say(console, "Algorithms, [algorithms.NAME]", "bold")
     for family, entries in _families().items():
@@ -42,6 +44,7 @@ def print_names(console: Console) -> None:
     say(console, "")
     sections: dict[str, list[tuple[str, str]]] = {
         "Problems, problem.name": [*((name, line) for name, (_, line) in PROBLEMS.items()), own],
+        "Networks, problem.network": [*NETWORKS.items(), own_network],
         "Data sets, data.name": [*DATASETS.items(), files],
         "Partitions, data.partition": [(name, line + _takes(name)) for name, line in PARTITIONS.items()],
         "Engines, --engine": list(ENGINES.items()),

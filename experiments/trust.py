@@ -6,13 +6,11 @@ from pathlib import Path
 
 from fedbilevel.config.tables import Config
 from fedbilevel.errors import BadInput
-from fedbilevel.user_files import names_file
 
 
 def files_of(config: Config) -> list[Path]:
-    """The files that a config's problem and algorithms come from, each once."""
-    names = [config.problem.name, *(str(table.get("algorithm", label)) for label, table in config.algorithms.items())]
-    return list(dict.fromkeys(Path(name.rpartition(":")[0]).resolve() for name in names if names_file(name)))
+    """The files that a config's problem, its network and the algorithms come from, each once."""
+    return list(dict.fromkeys(Path(name.rpartition(":")[0]).resolve() for name in config.files))
 
 
 def hold_trusted(config: Config, directory: Path, *, trust: bool) -> list[Path]:

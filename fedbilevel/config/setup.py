@@ -15,13 +15,13 @@ from fedbilevel.federation.systems import BatchSize
 from fedbilevel.machine.device import Device
 from fedbilevel.problem import Problem
 from fedbilevel.strict import Strict
-from fedbilevel.user_files import UserFile, module_of, names_file
+from fedbilevel.user_files import UserFile, file_at
 
 
 class Setup(Strict):
     """Problem, data, precision, device, seed and minibatch sizes of one run; `run` tells runs of one session apart.
 
-    files: the user's own with what clients compute in it; the problem's file is read where the problem is built.
+    files: the user's own with what clients compute in it; the problem's are read where the problem is built.
     """
 
     run: str
@@ -62,7 +62,7 @@ class Setup(Strict):
         return None if chosen == "full" else chosen
 
     def problem(self) -> Problem:
-        """Build the problem; the latest two are kept, as long as the user's file is the same. Raises BadInput."""
+        """Build the problem; the latest two are kept, as long as the user's files are the same. Raises BadInput."""
         name = self.problem_table.name
         data = (self.data or DataTable()) if needs_data(name) else None
         if data is None and self.data is not None:
@@ -70,13 +70,14 @@ class Setup(Strict):
         seed = self.seed if data is None or data.seed is None else data.seed
         tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
         own = self.seed if takes_seed(name, self.problem_table.parameters) else 0
-        content = module_of(name, "problem.name").__name__ if names_file(name) else ""
+        files = self.problem_table.files.items()
+        content = " ".join(file_at(file, f"problem.{key}").module_name for key, file in files)
         return _problem(json.dumps(tables), seed if data else 0, own, self.dtype, content)
 
 
 @functools.lru_cache(maxsize=2)
 def _problem(tables: str, data_seed: int, seed: int, dtype: str, content: str) -> Problem:
-    """content: names what the problem's file holds, so that a file that was edited is another problem."""
+    """content: names what the problem's files hold, so that a file that was edited is another problem."""
     parsed = json.loads(tables)
     table = ProblemTable.model_validate(parsed["problem"])
 

@@ -79,6 +79,12 @@ class ProblemTable(Strict):
         """Everything but the name."""
         return dict(self.model_extra or {})
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The `path/to/file.py:name` of its name and of its parameters (a network of the user's own), by key."""
+        table = {"name": self.name, **self.parameters}
+        return {key: value for key, value in table.items() if isinstance(value, str) and names_file(value)}
+
 
 class DataTable(Strict):
     """The `[data]` table: which data, and how they are spread over clients; the partition's parameters stand beside."""
@@ -134,13 +140,19 @@ class Config(Strict):
             raise ValueError(f"one line of printable characters, at most {LONGEST} of them")
         return title
 
+    @property
+    def files(self) -> list[str]:
+        """Every `path/to/file.py:name` whose code its runs execute: the problem's, its network's, the algorithms'."""
+        named = [str(table.get("algorithm", label)) for label, table in self.algorithms.items()]
+        return [*self.problem.files.values(), *filter(names_file, named)]
+
 
 def read(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config, override keys of it, and check it.
 
     overrides: "table.key=value" each; the value is TOML, or else a plain string. Of `run.iterations` and `run.rounds`,
     the one that is overridden replaces the other. The title names what is overridden, but for `run` and `engine`: it
-    may describe what no longer holds. Files of your own, named in `problem.name` or as an algorithm, are
+    may describe what no longer holds. Files of your own, named in `[problem]` or as an algorithm, are
     found from here, or else from the config's folder. The name of a packaged config stands for its file.
 
     Raises BadInput for a file that cannot be read, for TOML that cannot be parsed, and for every key that is unknown,
@@ -212,9 +224,10 @@ def _assignment(override: str) -> tuple[list[str], Any]:
 
 def _find_files(tables: dict[str, Any], folder: Path) -> None:
     """Write the files of a user's own that are named with their whole paths."""
-    problem = tables.get("problem")
-    if isinstance(problem, dict) and isinstance(problem.get("name"), str) and names_file(problem["name"]):
-        problem["name"] = located(problem["name"], folder)
+    problem: Any = tables.get("problem")
+    for key, value in problem.items() if isinstance(problem, dict) else ():
+        if isinstance(value, str) and names_file(value):
+            problem[key] = located(value, folder)
     algorithms = tables.get("algorithms")
     for label, table in algorithms.items() if isinstance(algorithms, dict) else ():
         if isinstance(table, dict):

@@ -33,7 +33,7 @@ Factory = Callable[..., Any]
 
 PROBLEMS: dict[str, tuple[Factory, str]] = {
     "quadratic": (Quadratic, "heterogeneous quadratics with closed-form y*, hypergradient and x*"),
-    "hyper_representation": (HyperRepresentation, "x: representation of an MLP; y: L2-regularised linear head"),
+    "hyper_representation": (HyperRepresentation, "x: representation of a network; y: L2-regularised linear head"),
     "hyper_cleaning": (hyper_cleaning, "x: weights of training examples, some labels wrong; y: a classifier"),
     "fair_classification": (FairClassification, "minimax: x: a classifier; y: logits of the clients' weights"),
     "robust_regression": (RobustRegression, "minimax: x: a linear model; y: perturbations of its inputs"),

@@ -20,7 +20,7 @@ from fedbilevel.problem import Problem
 from fedbilevel.results.history import SOLUTION_COLUMNS
 from fedbilevel.results.targets import Target, column_of, hold_targets
 from fedbilevel.tasks import is_local
-from fedbilevel.user_files import names_file, source_of
+from fedbilevel.user_files import source_of
 from server.evaluation.solution import every
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
@@ -174,8 +174,7 @@ def fingerprint(config: Config) -> str:
     Left out is what a run may be taken up again with: title, targets, and the engine.
     """
     tables = config.model_dump(mode="json", exclude={"title": True, "engine": True, "run": {"targets"}})
-    names = [config.problem.name, *(str(table.get("algorithm", label)) for label, table in config.algorithms.items())]
-    sources = [source_of(name) for name in names if names_file(name)]
+    sources = [source_of(name) for name in config.files]
     text = json.dumps([tables, sources], sort_keys=True)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 

@@ -7,17 +7,16 @@ keeps running statistics: what it says of an example depends on its parameters a
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
 from itertools import pairwise
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.func import vjp
+from torch.nn.functional import linear
 
 Activation = Literal["relu", "tanh"]
 
@@ -41,6 +40,18 @@ class Network(ABC):
     @abstractmethod
     def initial(self, generator: torch.Generator) -> Tensor:
         """A random start [size], float64."""
+
+    together: int = 2_000
+    """Examples whose intermediate results are held at one time, where there is a choice."""
+
+    def pullback(self, y: Tensor, inputs: Tensor, feature: Tensor, cotangent: Tensor) -> Tensor:
+        """The gradient in y, [size] or [body] as y is, of <features(y, inputs), cotangent> with cotangent [n, width].
+
+        feature: the features of all inputs, where a closed form starts from them.
+        """
+        parts = zip(inputs.split(self.together), cotangent.split(self.together), strict=True)
+        pulled = [vjp(lambda y, some=some: self.features(y, some), y)[1](part)[0] for some, part in parts]
+        return torch.stack(pulled).sum(0)
 
 
 class Layered(Network):
@@ -76,12 +87,14 @@ class Layered(Network):
 class Perceptron(Layered):
     """Fully connected layers of the given widths (the first is the number of inputs) and a linear head."""
 
+    together = sys.maxsize
+
     def __init__(self, widths: Sequence[int], outputs: int, activation: Activation = "relu") -> None:
         body: list[tuple[int, ...]] = []
         for fan_in, width in pairwise(widths):
             body += [(width, fan_in), (width,)]
         super().__init__(body, widths[-1], outputs)
-        self._activation = torch.relu if activation == "relu" else torch.tanh
+        self._activation = activation
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Weights and biases uniform in +-1/sqrt(fan in), as in torch.nn.Linear."""
@@ -91,83 +104,31 @@ class Perceptron(Layered):
             parts.append((2 * draw - 1) * fan_in**-0.5)
         return torch.cat(parts)
 
-    def _body(self, parts: list[Tensor], inputs: Tensor) -> Tensor:
-        h = inputs.flatten(1)
+    def _activations(self, parts: list[Tensor], inputs: Tensor) -> list[Tensor]:
+        """The inputs and what every layer makes of them, [n, width] each; the last is the representation."""
+        outputs = [inputs.flatten(1)]
         for weight, bias in zip(parts[::2], parts[1::2], strict=True):
-            h = self._activation(linear(h, weight, bias))
-        return h
-
-
-class Convolutions(Layered):
-    """Blocks of a 3x3 convolution with stride 2 and padding 1, normalisation and ReLU; the mean over what is left.
-
-    The network of Finn, Abbeel & Levine (2017) for Omniglot. The normalisation is over the examples given (transductive
-    on a query set) and the positions, with a scale and a shift per filter; or there is none, and a bias in its place.
-
-    A convolution is a gather of 3x3 patches and a matrix product: with parameters per task that is one batched product
-    for all tasks. A native convolution would be a grouped one, whose second derivative takes a CPU longer.
-
-    shape: of an image, (side, side) or (side, side, channels), where inputs come flat; default: as they come.
-    """
-
-    EPSILON = 1e-5
-
-    def __init__(
-        self,
-        channels: int,
-        filters: int,
-        outputs: int,
-        blocks: int = 4,
-        *,
-        normalise: bool = True,
-        shape: tuple[int, ...] | None = None,
-    ) -> None:
-        body: list[tuple[int, ...]] = []
-        for block in range(blocks):
-            body.append((9 * (channels if block == 0 else filters), filters))
-            body += [(filters,)] * (2 if normalise else 1)
-        super().__init__(body, filters, outputs)
-        self.normalise, self.shape = normalise, shape
-
-    def initial(self, generator: torch.Generator) -> Tensor:
-        """Weights normal of variance 2 / fan in (1 / fan in in the head), scales one, shifts and biases zero."""
-        parts = []
-        for k, shape in enumerate(self.shapes):
-            draw = torch.randn(math.prod(shape), generator=generator, dtype=torch.float64)
-            if len(shape) == 2:
-                head = k == len(self.shapes) - 2
-                parts.append(draw * math.sqrt(1.0 / shape[1] if head else 2.0 / shape[0]))
-            else:
-                parts.append(torch.full_like(draw, float(self.normalise and k % 3 == 1 and k < len(self.shapes) - 2)))
-        return torch.cat(parts)
+            z = linear(outputs[-1], weight, bias)
+            outputs.append(torch.relu(z) if self._activation == "relu" else torch.tanh(z))
+        return outputs
 
     def _body(self, parts: list[Tensor], inputs: Tensor) -> Tensor:
-        """The blocks, on inputs [n, side, side] or [n, side, side, channels], or flat ones of a known shape."""
-        h = inputs if self.shape is None else inputs.reshape(len(inputs), *self.shape)
-        h = h.unsqueeze(-1) if h.ndim == 3 else h
-        step = 3 if self.normalise else 2
-        for k in range(0, len(parts), step):
-            h = _patches(h) @ parts[k]
-            h = self._normal(h) * parts[k + 1] + parts[k + 2] if self.normalise else h + parts[k + 1]
-            h = torch.relu(h)
-        return h.mean((1, 2))
+        return self._activations(parts, inputs)[-1]
 
-    def _normal(self, h: Tensor) -> Tensor:
-        h = h - h.mean((0, 1, 2))
-        return h * (h.square().mean((0, 1, 2)) + self.EPSILON).rsqrt()
+    def _slope(self, cotangent: Tensor, output: Tensor) -> Tensor:
+        """The cotangent times the derivative of the activation, in one pass over both."""
+        if self._activation == "relu":
+            return torch.ops.aten.threshold_backward(cotangent, output, 0.0)  # type: ignore[no-any-return]
+        return torch.ops.aten.tanh_backward(cotangent, output)  # type: ignore[no-any-return]
 
-
-def _patches(h: Tensor) -> Tensor:
-    """The 3x3 patches of h [n, side, side, c] in steps of 2, zeros around: [n, ceil(side/2), ceil(side/2), 9 c]."""
-    n, side, _, channels = h.shape
-    out = (side + 1) // 2
-    flat = pad(h, (0, 0, 1, 1, 1, 1)).flatten(1, 2)
-    return flat[:, torch.as_tensor(_index(side), device=h.device)].reshape(n, out, out, 9 * channels)
-
-
-@cache
-def _index(side: int) -> NDArray[np.int64]:
-    """Where the patches' pixels are in a padded image that is flattened; no tensor, which a transform could own."""
-    start, offset = 2 * np.arange((side + 1) // 2), np.arange(3)
-    row, column = start[:, None, None, None] + offset[:, None], start[:, None, None] + offset
-    return np.asarray((row * (side + 2) + column).ravel(), dtype=np.int64)
+    def pullback(self, y: Tensor, inputs: Tensor, feature: Tensor, cotangent: Tensor) -> Tensor:
+        """The same in closed form; one hidden layer is not run again."""
+        parts = self._cut(y[: self.body], len(self.shapes) - 2)
+        outputs = [inputs.flatten(1), feature] if len(parts) == 2 else self._activations(parts, inputs)
+        pulled: list[Tensor] = []
+        for k in reversed(range(len(parts) // 2)):
+            delta = self._slope(cotangent, outputs[k + 1])
+            pulled = [(delta.mT @ outputs[k]).flatten(), delta.sum(0), *pulled]
+            if k:
+                cotangent = delta @ parts[2 * k]
+        return torch.cat([*pulled, y.new_zeros(len(y) - self.body)])

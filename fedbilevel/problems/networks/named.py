@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.machine.memory import require
-from fedbilevel.problems.networks.layers import Activation, Convolutions, Network, Perceptron
+from fedbilevel.problems.networks.convolutions import Convolutions
+from fedbilevel.problems.networks.layers import Activation, Network, Perceptron
 from fedbilevel.problems.networks.users import users_network
 from fedbilevel.user_files import names_file
 

@@ -16,7 +16,8 @@ from fedbilevel.data.episodes import deal
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Examples, Ragged
-from fedbilevel.problems.networks.layers import Activation, Convolutions, Network, Perceptron
+from fedbilevel.problems.networks.convolutions import Convolutions
+from fedbilevel.problems.networks.layers import Activation, Network, Perceptron
 from fedbilevel.tasks import Tasks
 
 

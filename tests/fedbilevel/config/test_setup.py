@@ -57,7 +57,7 @@ def test_every_key_of_the_data_table_reaches_the_problem() -> None:
         assert len({row % 2 for row in (*low, *up)}) == 1  # one shard, so one class
     np.testing.assert_allclose(built.clients.weights, [0.1, 0.2, 0.3, 0.4])
     assert built.test_input[:, 0].tolist() == [16, 17, 18, 19]
-    assert built.widths == [2, 2]
+    assert (built.network.body, built.network.width) == (6, 2)
     uneven = {"name": "rows", "clients": 2, "partition": "size_skew", "power": 1}
     sizes = [
         len(a) + len(b) for a, b in zip(*(rows(problem(data=uneven), at) for at in ("lower", "upper")), strict=True)

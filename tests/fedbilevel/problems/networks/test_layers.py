@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
-from fedbilevel.problems.networks import layers
-from fedbilevel.problems.networks.layers import Convolutions, Network, Perceptron
+from fedbilevel.problems.networks import convolutions
+from fedbilevel.problems.networks.convolutions import Convolutions
+from fedbilevel.problems.networks.layers import Network, Perceptron
 
 
 class Reference(nn.Module):
@@ -145,8 +146,8 @@ def test_a_start_is_scaled_to_the_fan_in() -> None:
 
 
 def test_the_first_use_of_a_network_may_be_inside_a_transform() -> None:
-    layers._index.cache_clear()
-    network = layers.Convolutions(1, 2, 3, 1)
+    convolutions._index.cache_clear()
+    network = Convolutions(1, 2, 3, 1)
     y = network.initial(torch.Generator().manual_seed(0))
     inputs = torch.zeros(2, 6, 6, dtype=torch.float64)
     torch.func.grad(lambda y: network(y, inputs).sum())(y)

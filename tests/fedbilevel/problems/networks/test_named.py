@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.errors import BadInput
 from fedbilevel.problems.networks import find
-from fedbilevel.problems.networks.layers import Convolutions, Perceptron
+from fedbilevel.problems.networks.convolutions import Convolutions
+from fedbilevel.problems.networks.layers import Perceptron
 
 
 def start(network: Any) -> torch.Tensor:
