@@ -27,8 +27,7 @@ class HyperRepresentation(SoftmaxHead):
     data
         The clients' examples and the server's test set.
     hidden
-        Of "mlp": widths of the hidden layers; the last one is the representation. 784-200-10 is `hidden=[200]` on
-        MNIST.
+        Widths of the hidden layers of "mlp"; the last one is the representation. 784-200-10 is `hidden=[200]` on MNIST.
     activation
         Of "mlp": "relu" or "tanh".
     l2

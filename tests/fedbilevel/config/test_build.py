@@ -121,5 +121,12 @@ def test_data_are_loaded_for_a_factory_that_takes_them_alone(own: str) -> None:
 def test_defaults_are_those_of_a_built_in_problem() -> None:
     found = defaults("quadratic")
     assert (found["clients"], found["dim_x"], found["dim_y"], found["examples"]) == (10, 5, 8, [2, 6])
-    assert defaults("hyper_representation") == {"hidden": [200], "activation": "relu", "l2": 0.01}
+    assert defaults("hyper_representation") == {
+        "hidden": [200],
+        "activation": "relu",
+        "l2": 0.01,
+        "network": "mlp",
+        "filters": 32,
+        "blocks": 2,
+    }
     assert defaults("somewhere/own.py:Thirds") == {}
