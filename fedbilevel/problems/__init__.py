@@ -5,6 +5,7 @@ from typing import Any
 
 from fedbilevel.problems.bilevel.hyper_cleaning import HyperCleaning, LinearCleaning, hyper_cleaning
 from fedbilevel.problems.bilevel.hyper_representation import HyperRepresentation
+from fedbilevel.problems.bilevel.loss_tuning import LossTuning
 from fedbilevel.problems.bilevel.quadratic import Quadratic
 from fedbilevel.problems.minimax.fair_classification import FairClassification
 from fedbilevel.problems.minimax.minimax_quadratic import MinimaxQuadratic
@@ -20,6 +21,7 @@ __all__ = [
     "HyperCleaning",
     "HyperRepresentation",
     "LinearCleaning",
+    "LossTuning",
     "MinimaxQuadratic",
     "Quadratic",
     "QuadraticTasks",
@@ -38,6 +40,7 @@ PROBLEMS: dict[str, tuple[Factory, str]] = {
     "fair_classification": (FairClassification, "minimax: x: a classifier; y: logits of the clients' weights"),
     "robust_regression": (RobustRegression, "minimax: x: a linear model; y: perturbations of its inputs"),
     "minimax_quadratic": (MinimaxQuadratic, "minimax: quadratics or a bilinear game, with closed-form saddle point"),
+    "loss_tuning": (LossTuning, "x: adjustment of the logits of each class; y: network; a long tail"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),
