@@ -16,9 +16,8 @@ from fedbilevel.data import FederatedData
 from fedbilevel.data.long_tail import class_sizes, long_tailed
 from fedbilevel.data.scaling import plain_mean
 from fedbilevel.errors import BadInput
-from fedbilevel.machine.memory import require
 from fedbilevel.problem import Ragged
-from fedbilevel.problems.networks.layers import Perceptron
+from fedbilevel.problems.networks import find
 
 Examples = dict[str, Tensor]
 
@@ -37,10 +36,8 @@ class LossTuning:
     adjustment
         The start of x: "none" is x = 0, plain cross-entropy; "log" is D = 1, l_k = log(n_k / n), the fixed logarithmic
         adjustment (Menon et al., ICLR 2021). An algorithm with `upper_step = 0` trains with just that.
-    network, hidden
-        "mlp", a perceptron with these hidden layers, or "linear".
-    activation
-        "relu" or "tanh".
+    network, hidden, activation
+        A name of `fedbilevel.problems.networks.find`, and the layers of "mlp".
     l2
         Weight of |y|^2 / 2 in every lower loss. With "linear" the lower level is strongly convex, else it is not.
     seed
@@ -59,7 +56,7 @@ class LossTuning:
         largest: int = 1000,
         upper_examples: int = 100,
         adjustment: Literal["none", "log"] = "none",
-        network: Literal["mlp", "linear"] = "mlp",
+        network: str = "mlp",
         hidden: Sequence[int] = (200,),
         activation: Literal["relu", "tanh"] = "relu",
         l2: float = 1e-4,
@@ -70,13 +67,9 @@ class LossTuning:
             raise BadInput("problem.adjustment", adjustment, '"none" or "log"')
         if not 0 <= l2 < float("inf"):
             raise BadInput("problem.l2", l2, "a finite number of at least 0")
-        if network not in ("mlp", "linear"):
-            raise BadInput("problem.network", network, '"mlp" or "linear"')
         self.adjustment, self.l2, self.classes = adjustment, l2, data.classes
         self.class_sizes = class_sizes(data.classes, largest, imbalance)
-        widths = [data.features, *(hidden if network == "mlp" else ())]
-        self.network = Perceptron(widths, data.classes, activation)
-        require(12.0 * 8 * self.network.size, "problem.hidden", "narrower layers")
+        self.network = find(network, data.shape, data.classes, hidden=hidden, activation=activation)
         self.clients = long_tailed(data.clients, self.class_sizes, upper_examples, seed=seed)
         self.clients.lower, self.clients.upper = self.clients.each(self._scaled)
         self.clients = self.clients.to(dtype)
@@ -102,6 +95,10 @@ class LossTuning:
     def upper(self, x: Tensor, y: Tensor, examples: Examples) -> Tensor:
         """Cross-entropy of the logits as they are."""
         return examples["scale"] * _cross_entropy(self.network(y, examples["input"]), examples["label"])
+
+    def upper_gradient_x(self, x: Tensor, y: Tensor, examples: Examples, prepared: Examples, weights: Tensor) -> Tensor:
+        """`fx` = 0: the upper loss is not adjusted."""
+        return torch.zeros_like(x)
 
     def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
         """Means over the classes of the test set: loss and accuracy; and the accuracy on the rarer half of them."""

@@ -63,15 +63,14 @@ def test_a_client_that_would_keep_nothing_keeps_one_example_of_another() -> None
 
 
 def test_what_no_draw_can_give_is_refused() -> None:
+    counts = np.array([8, 4, 2])
     refused(lambda: class_sizes(10, 40, 100), "problem.imbalance", "at most 80", "class 9")
     refused(lambda: class_sizes(10, 0, 1), "problem.largest", "at least 1")
     refused(lambda: class_sizes(10, 10, 0.5), "problem.imbalance", "at least 1")
     refused(lambda: class_sizes(10, 10, float("nan")), "problem.imbalance", "at least 1")
     refused(lambda: long_tailed(MIXED, np.array([11, 4, 2]), 3, seed=0), "problem.largest", "class 0", "at most 10")
-    refused(
-        lambda: long_tailed(MIXED, np.array([8, 4, 2]), 7, seed=0), "problem.upper_examples", "class 2", "at most 6"
-    )
-    refused(lambda: long_tailed(MIXED, np.array([8, 4, 2]), 0, seed=0), "problem.upper_examples", "at least 1")
+    refused(lambda: long_tailed(MIXED, counts, 7, seed=0), "problem.upper_examples", "class 2", "at most 6")
+    refused(lambda: long_tailed(MIXED, counts, 0, seed=0), "problem.upper_examples", "at least 1")
     narrow = clients([0] * 5 + [1], [1], [1])
     refused(lambda: long_tailed(narrow, np.array([5, 1]), 3, seed=0), "problem.largest", "client", "[1]")
 
