@@ -48,9 +48,8 @@ def long_tailed(
     if isinstance(upper_examples, bool) or upper_examples < 1:
         raise BadInput("problem.upper_examples", upper_examples, "an integer of at least 1, of every class")
     lower = _kept(clients.lower, sizes, seed, "lower", key)
-    return ClientData(
-        lower, _kept(clients.upper, balanced, seed, "upper", "problem.upper_examples"), clients.weights, clients.blocks
-    )
+    upper = _kept(clients.upper, balanced, seed, "upper", "problem.upper_examples")
+    return ClientData(lower, upper, clients.weights)
 
 
 def _kept(level: Ragged, sizes: NDArray[np.int64], seed: int, name: str, key: str) -> Ragged:
