@@ -13,6 +13,7 @@ SIMFBO = [
     {**BASE, **SERVER, "local_steps": TAU},
     {**BASE, "local_steps": 3, "coefficients": [1.0, 0.5, 0.25], "radius": 0.6},
     {**BASE, "local_steps": TAU, "coefficients": PER_CLIENT},
+    {**BASE, "local_steps": TAU, "coefficients": [1.0, 0.5, 0.25, 0.125]},
     {**BASE, "coefficients": [0.7]},
     STEPS,
 ]

@@ -93,6 +93,25 @@ def test_value_gradient_and_error_equal_a_dense_solve_at_every_row(quadratic: Qu
         assert row["value_accuracy"] == (None if closed else 0.25)
 
 
+def test_the_accuracy_is_that_of_the_lower_solution_and_not_of_the_runs_y() -> None:
+    """By closed forms and by a search: the measure tells the y that it was given."""
+
+    class Told(Quadratic):
+        def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+            return {"test_accuracy": float(y[1])}
+
+    class Searched(Opaque):
+        def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+            return {"test_accuracy": float(y[1])}
+
+    known = Told(clients=3, dim_x=2, dim_y=3, seed=4)
+    m, x = means(known), initial(known, 0)[0].numpy()
+    for problem in (known, Searched(known)):
+        row = simulate(problem, "joint", iterations=1, solution_every=1).history[0]
+        assert row["value_accuracy"] == pytest.approx(np.linalg.solve(m["A"], m["B"] @ x + m["b"])[1], rel=1e-9)
+        assert row["test_accuracy"] == pytest.approx(float(initial(known, 0)[1][1]), rel=1e-12)
+
+
 def test_an_exact_hypergradient_has_no_error(quadratic: Quadratic) -> None:
     result = simulate(
         Opaque(quadratic), "aggitd", iterations=1, lower_rounds=300, lower_step=1.5, accounting="merged",

@@ -262,6 +262,10 @@ def seen(problem: Quadratic, client: int, round: int) -> Client:
             "options.coefficients: got '2 numbers'; allowed: one per local step, 3",
         ),
         (
+            {"coefficients": [1.0, 2.0], "local_steps": 1},
+            "options.coefficients: got '2 numbers'; allowed: one per local step, 1",
+        ),
+        (
             {"coefficients": [[1.0]] * 4},
             "options.coefficients: got '4 lists'; allowed: one list for each of the 5 clients",
         ),
