@@ -29,7 +29,7 @@ ONCE: dict[str, Any] = {}
 UNLIKE: dict[str, Any] = {"local_steps": TAU, "upper_local_steps": UPPER_TAU}
 RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, ONCE),
-    ({}, UNLIKE),
+    ({}, {**UNLIKE, "momentum_decay": 0.0}),
     ({"clients_per_round": 3, "workers": 3}, ONCE),
     ({"clients_per_round": 3, "workers": 3}, {"local_steps": 2, "upper_local_steps": 2}),
     ({"clients_per_round": 2, "weighting": "unbiased", "batch": 2}, UNLIKE),

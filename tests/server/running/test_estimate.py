@@ -48,6 +48,21 @@ def test_more_clients_with_a_path_of_their_own_need_more() -> None:
     assert estimate(problem, start, find("fednest").parse({}), None).rows == 0
 
 
+def test_what_clients_keep_is_kept_of_all_of_them() -> None:
+    """BR-FedBi's clients keep three directions, by PAGE the point (x, y, v) too, also those who are not asked."""
+    problem = Quadratic(clients=30, dim_x=100, dim_y=5)
+    start = problem.initial(torch.Generator())
+
+    def rows(variant: str, sampled: int | None) -> float:
+        return estimate(problem, start, find("br-fedbi").parse({"variant": variant}), sampled).rows
+
+    assert rows("plain", None) == rows("plain", 2) == 0
+    for sampled in (2, None):
+        assert rows("page", sampled) - rows("momentum", sampled) == 30 * (100 + 2 * 5) * 8
+        assert rows("momentum", sampled) > 30 * 110 * 8
+    assert rows("momentum", 4) - rows("momentum", 2) == pytest.approx(rows("momentum", 2) - 30 * 110 * 8)
+
+
 def test_tasks_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda device=None: 8 * 2**20)
     options = {"iterations": 1, "evaluation_tasks": 2}
