@@ -45,6 +45,15 @@ def test_a_band_of_five_goes_from_quartile_to_quartile_also_where_only_some_are_
     assert shown(second) == (3, [3, 9], [8, 8], [6, 6], [12, 12])
 
 
+def test_a_seed_without_a_value_counts_among_the_seeds_but_has_no_line():
+    """Four seeds have quartiles, also where one of them never was finite: of 4, 8, 16 these are 6 and 12."""
+    levels = (4.0, math.nan, 8.0, 16.0)
+    rows = [r for seed, level in enumerate(levels) for r in run("a", seed, [(0, level), (3, level)], "loss")]
+    (curve,) = curves(rows, "rounds", "upper_loss")
+    assert curve.seeds == 4
+    assert [shown(piece) for piece in curve.pieces] == [(3, [0, 3], [8, 8], [6, 6], [12, 12])]
+
+
 def test_seeds_that_do_not_meet_are_pieces_apart_and_a_lone_point_is_one_of_its_own():
     rows = [*run("a", 0, [(0, 0.5), (1, 0.6)]), *run("a", 1, [(5, 0.7)])]
     first, second = curves(rows, "rounds", "test_accuracy")[0].pieces
