@@ -38,6 +38,15 @@ def test_results_do_not_depend_on_the_number_of_workers(name: str, weighting: st
     assert not torch.allclose(full_batch.y, one.y)
 
 
+@pytest.mark.parametrize("variant", ["momentum", "page"])
+def test_what_clients_keep_is_theirs_on_whatever_worker(variant: str) -> None:
+    """Five of seven are asked, so that in later rounds some have kept something and others have not."""
+    one, three = (everything("br-fedbi", PROBLEM, workers, variant=variant) for workers in (1, 3))
+    near(three.x, one.x, 1e-12)
+    near(three.y, one.y, 1e-12)
+    assert not torch.allclose(everything("br-fedbi", PROBLEM, 1).x, one.x)
+
+
 def test_no_workers_are_refused() -> None:
     with pytest.raises(BadInput, match="workers: got 0"):
         everything("fednest", PROBLEM, 0)
