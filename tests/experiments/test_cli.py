@@ -190,7 +190,7 @@ def test_usage_errors_are_one_line(capsys, arguments):
         ("algorithms.mine.lower_stp=1", "algorithms.mine.lower_stp: got 1"),
         ("algorithms.mine=3", "algorithms.mine"),
         ("algorithms={}", "algorithms: got {}"),
-        ("problem.name=quadratc", "problem.name: got 'quadratc'; allowed: few_shot, "),
+        ("problem.name=quadratc", "problem.name: got 'quadratc'; allowed: fair_classification, "),
         ("problem.clinets=3", "problem.clinets: got 3; allowed: in [problem] only"),
         ("problem.clients=many", "problem.clients: got 'many'; allowed: an integer"),
         ("problem.clients=0", "problem.clients: got 0; allowed: an integer of at least 1"),

@@ -181,6 +181,15 @@ def test_heterogeneity_sets_clients_apart(table: Any) -> None:
     assert spread[2] > 0.8
 
 
+def test_clients_of_the_synthetic_table_share_a_model_only_without_heterogeneity() -> None:
+    def models(heterogeneity: float) -> np.ndarray:
+        parts = clients(small(heterogeneity=heterogeneity, noise=0.0))
+        return np.array([np.linalg.lstsq(a, b, rcond=None)[0] for a, b in parts])
+
+    assert np.ptp(models(0.0), axis=0).max() < 1e-12
+    assert np.ptp(models(1.0), axis=0).min() > 0.1
+
+
 def test_instances_are_keyed_by_the_seed() -> None:
     first, again, other = (small(seed=seed).clients.upper.values["target"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
