@@ -81,9 +81,9 @@ class Unlearning:
         )
         key = "problem.forget_class" if forget_clients is None else "problem.forget_clients"
         told = forget_class if forget_clients is None else list(forget_clients)
-        if bool(forget.all()) or bool(gone.all()):
+        if forget.all() or gone.all():
             raise BadInput(key, told, "less than everything: nothing would be left on one of the levels")
-        if not bool(forget.any()):
+        if not forget.any():
             raise BadInput(key, told, "a class of which some client holds a lower example")
         lower, p = data.clients.lower, data.clients.weights
         trained = Ragged({**lower.values, "scale": plain_mean(lower, p, ~forget), "forget": forget}, lower.offsets)
@@ -93,8 +93,6 @@ class Unlearning:
         if forget_class is not None:  # the measures of the test set are of the classes that remain
             kept = self.test_label != forget_class
             self.test_input, self.test_label = self.test_input[kept], self.test_label[kept]
-
-    # ---- the start, and the model to be compared with ----
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """x0 = y0: the network trained on everything, or its random start; the problem's seed draws both."""
@@ -127,8 +125,6 @@ class Unlearning:
                 for some in order.split(64):
                     y = y - 0.1 * gradient(y, some)
         return y
-
-    # ---- the problem ----
 
     def lower(self, x: Tensor, y: Tensor, examples: Examples) -> Tensor:
         """Cross-entropy of what is retained, plus mu/2 |y - x|^2."""
@@ -182,9 +178,7 @@ def _marked(level: Ragged, classes: int, forget_class: int | None, forget_client
     if forget_class is not None:
         raise BadInput("problem.forget_class", forget_class, "only one of forget_class and forget_clients")
     if not forget_clients or not all(0 <= client < clients for client in forget_clients):
-        raise BadInput(
-            "problem.forget_clients", list(forget_clients), f"a list of clients, numbers from 0 to {clients - 1}"
-        )
+        raise BadInput("problem.forget_clients", list(forget_clients), f"a list of numbers from 0 to {clients - 1}")
     return torch.from_numpy(np.repeat(np.isin(np.arange(clients), forget_clients), level.sizes))
 
 
