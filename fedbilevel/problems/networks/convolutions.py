@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import conv2d, pad
 
 from fedbilevel.problems.networks.layers import Layered
 
@@ -24,6 +24,7 @@ class Convolutions(Layered):
     for all tasks. A native convolution would be a grouped one, whose second derivative takes a CPU longer.
 
     shape: of an image, (side, side) or (side, side, channels), where inputs come flat; default: as they come.
+    native: take torch's convolution all the same (without normalisation), which with common parameters is faster.
     """
 
     EPSILON = 1e-5
@@ -37,13 +38,14 @@ class Convolutions(Layered):
         *,
         normalise: bool = True,
         shape: tuple[int, ...] | None = None,
+        native: bool = False,
     ) -> None:
         body: list[tuple[int, ...]] = []
         for block in range(blocks):
             body.append((9 * (channels if block == 0 else filters), filters))
             body += [(filters,)] * (2 if normalise else 1)
         super().__init__(body, filters, outputs)
-        self.normalise, self.shape = normalise, shape
+        self.normalise, self.shape, self.native = normalise, shape, native
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Weights normal of variance 2 / fan in (1 / fan in in the head), scales one, shifts and biases zero."""
@@ -61,12 +63,21 @@ class Convolutions(Layered):
         """The blocks, on inputs [n, side, side] or [n, side, side, channels], or flat ones of a known shape."""
         h = inputs if self.shape is None else inputs.reshape(len(inputs), *self.shape)
         h = h.unsqueeze(-1) if h.ndim == 3 else h
+        if self.native:
+            return self._natively(parts, h.movedim(-1, 1))
         step = 3 if self.normalise else 2
         for k in range(0, len(parts), step):
             h = _patches(h) @ parts[k]
             h = self._normal(h) * parts[k + 1] + parts[k + 2] if self.normalise else h + parts[k + 1]
             h = torch.relu(h)
         return h.mean((1, 2))
+
+    def _natively(self, parts: list[Tensor], h: Tensor) -> Tensor:
+        """The blocks, on inputs [n, channels, side, side]."""
+        for weight, bias in zip(parts[::2], parts[1::2], strict=True):
+            kernel = weight.unflatten(0, (3, 3, -1)).permute(3, 2, 0, 1)
+            h = torch.relu(conv2d(h, kernel, bias, stride=2, padding=1))
+        return h.mean((2, 3))
 
     def _normal(self, h: Tensor) -> Tensor:
         h = h - h.mean((0, 1, 2))

@@ -73,7 +73,7 @@ def find(
         if len(shape) not in (2, 3) or shape[0] != shape[1]:
             raise BadInput(key, name, f"another network: it takes square images, and an example's shape is {shape}")
         channels = shape[2] if len(shape) == 3 else 1
-        network = Convolutions(channels, filters, told, blocks, normalise=False, shape=shape)
+        network = Convolutions(channels, filters, told, blocks, normalise=False, shape=shape, native=True)
         require(12.0 * 8 * network.size, key, "fewer filters or blocks")
         return network
     if name == "mlp":

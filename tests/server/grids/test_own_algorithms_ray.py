@@ -14,6 +14,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedbilevel import simulate
 from fedbilevel.config.tables import Config, read
+from fedbilevel.data import federate
+from fedbilevel.problems import HyperRepresentation
 from fedbilevel.report import RunDirectory
 from server.grids.cluster import connected
 from server.running.experiment import Experiment, Observer, engine, local
@@ -76,6 +78,26 @@ def test_actors_run_its_method_of_adaptation(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(METHOD)
     options: dict[str, Any] = {"iterations": 2, "workers": 2, "evaluation_tasks": 5}
     same(*(simulate("quadratic_tasks", "own.py:constant", engine=e, **options).history for e in ("ray", "local")))
+
+
+NETWORK = """
+from torch import nn
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, stride=3)
+    def forward(self, images):
+        return self.conv(images).tanh()
+"""
+
+
+def test_actors_run_a_network_whose_file_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETWORK)
+    problem = HyperRepresentation(federate("digits", clients=3), network="nets.py:Body")
+    (tmp_path / "nets.py").unlink()
+    options: dict[str, Any] = {"iterations": 2, "dtype": "float64", "workers": 2}
+    same(*(simulate(problem, "aggitd", engine=e, **options).history for e in ("ray", "local")))
 
 
 CONFIG = """

@@ -42,8 +42,10 @@ def test_conv_takes_flat_images_of_its_shape(shape: tuple[int, ...]) -> None:
     other = Convolutions(shape[2] if len(shape) == 3 else 1, 5, 4, 3, normalise=False)
     y, images = start(other), torch.rand(6, *shape, dtype=torch.float64)
     assert network.size == other.size
-    assert torch.equal(network(y, images.flatten(1)), other(y, images))
-    assert torch.equal(network.features(y[: network.body], images.flatten(1)), other.features(y, images))
+    flat = images.flatten(1)
+    torch.testing.assert_close(network(y, flat), other(y, images), rtol=1e-12, atol=1e-12)
+    features = network.features(y[: network.body], flat)
+    torch.testing.assert_close(features, other.features(y, images), rtol=1e-12, atol=1e-12)
 
 
 def test_the_gradient_of_conv_is_its_differences() -> None:
