@@ -220,6 +220,32 @@ def test_it_is_not_counted_as_communication(quadratic: Quadratic) -> None:
     assert isinstance(quadratic.clients, ClientData)
 
 
+def test_a_solution_is_found_to_the_last_digits_also_where_the_loss_is_no_quadratic() -> None:
+    """y^3 + y = x has one real root; F(x) = y*(x), so that F'(x) = 1 / (3 y^2 + 1)."""
+
+    class Cubic:
+        """g = y^4 / 4 + y^2 / 2 - x y and f = y, in four coordinates."""
+
+        clients = ClientData([torch.zeros(1, 1, dtype=torch.float64)], [torch.zeros(1, 1, dtype=torch.float64)])
+
+        def lower(self, x: Tensor, y: Tensor, examples: Tensor) -> Tensor:
+            return (y**4 / 4 + y**2 / 2 - x * y).sum() * torch.ones(len(examples), dtype=y.dtype)
+
+        def upper(self, x: Tensor, y: Tensor, examples: Tensor) -> Tensor:
+            return y.sum() * torch.ones(len(examples), dtype=y.dtype)
+
+    y0 = torch.tensor([0.1, -2.0, 1.0, 0.0], dtype=torch.float64)
+    solver: Any = Solver(Cubic(), y0)  # type: ignore[arg-type]  # a solver needs no start and no evaluation
+    for first in np.linspace(-6, 6, 6):
+        x = np.array([first, 1.5 - first, first / 3, 2.0])
+        roots = [np.roots([1, 0, 1, -each]) for each in x]
+        y = np.array([float(each[np.abs(each.imag) < 1e-9].real[0]) for each in roots])
+        found = solver.at(torch.from_numpy(x), y0)
+        np.testing.assert_allclose(found.y, y, rtol=1e-11, atol=1e-13)
+        assert found.value == pytest.approx(y.sum(), rel=1e-11, abs=1e-12)
+        np.testing.assert_allclose(found.gradient, 1 / (3 * y**2 + 1), rtol=1e-10)
+
+
 def test_where_the_direction_cannot_be_judged_the_whole_row_is_empty() -> None:
     """From x = -1, where there is no solution, to a point that has one: F is known there, but not what led to it."""
 
