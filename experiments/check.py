@@ -24,7 +24,7 @@ from experiments.check_tasks import TaskOracle
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, check, read
 from fedbilevel.errors import BadInput
-from fedbilevel.problem import Problem
+from fedbilevel.problem import Problem, has_one_loss
 from fedbilevel.reference.comparison import relative
 from fedbilevel.reference.global_level import Implicit, Losses, cross, hessian, lower_solution
 from fedbilevel.tasks import TaskProblem, is_local
@@ -45,6 +45,7 @@ OWN_PROBLEMS: tuple[dict[str, Any], ...] = (
         "problem": {"name": "hyper_representation", "hidden": [8], "activation": "tanh", "l2": 0.1},
         "data": {"name": "digits", "clients": 5, "partition": "dirichlet"},
     },
+    {"problem": {"name": "minimax_quadratic"}},
     {"problem": {"name": "quadratic_tasks"}, "algorithms": {"maml": {}}},
 )
 """What is checked without a config."""
@@ -167,9 +168,9 @@ class _Oracle:
         self.problem, self.console, self.seed = problem, console, seed
         self.everyone = np.arange(len(problem.clients))
         losses = Losses.of(problem, self.everyone)
-        self.x, y0 = initial(problem, seed)
+        self.x, self.y0 = initial(problem, seed)
         with self._status("dense solve"):
-            self.y = lower_solution(losses.lower, self.x, y0)
+            self.y = lower_solution(losses.lower, self.x, self.y0)
             self.dense = Implicit.of(losses, self.x, self.y)
             self.upper_hessian = hessian(losses.upper, self.x, self.y)
         self.losses = losses
@@ -213,6 +214,8 @@ class _Oracle:
         yield from self._sampled()
         yield self._local()
         yield from self._penalty()
+        if has_one_loss(self.problem):
+            yield from self._minimax()
 
     def _global(self) -> Iterator[Finding]:
         N = self._terms(self.lam, self.dense.smallest, self.dense.largest)
@@ -299,7 +302,10 @@ class _Oracle:
         return Finding("lfednest, sum", str(N), reference, relative(estimate, h), TOLERANCE + 100 * rate**N)
 
     def _penalty(self) -> Iterator[Finding]:
-        """F2SA and MemFBO: the error falls as 1/penalty, so ten times the penalty leaves a tenth."""
+        """F2SA and MemFBO: the error falls as 1/penalty, so ten times the penalty leaves a tenth.
+
+        Of a minimax problem they are exact: f + penalty g is (penalty - 1) g, which has the minimiser of g.
+        """
         runs: dict[str, Callable[[int], dict[str, Any]]] = {
             "f2sa": lambda R: {"lower_rounds": R},
             "memfbo": lambda R: {"iterations": R, "upper_step": 0.0},
@@ -315,5 +321,27 @@ class _Oracle:
                 errors.append(relative(h, self.dense.h))
             first, second = errors
             label = f"{name}, penalty {PENALTIES[1]:g}"
+            if has_one_loss(self.problem):
+                yield Finding(label, str(R), "dense solve", second, TOLERANCE)
+                continue
             reference = f"a tenth of {first:.1e} at penalty {PENALTIES[0]:g}"
             yield Finding(label, str(R), reference, second, 0.15 * first)
+
+    def _minimax(self) -> Iterator[Finding]:
+        """At y*(x0) the field's part in x is the hypergradient; FedNest's is also looked for from y0.
+
+        Extragradient's is that at the trial point, which is (x0, y*) where x stands still.
+        """
+        for name, entry in algorithms("minimax").items():
+            if entry.lower == "minimax":
+                h = self._settled(entry, 1, upper_step=0.0 if name == "fed-extragradient" else 1.0)
+                yield Finding(name, "-", "dense solve", relative(h, self.dense.h), TOLERANCE)
+        N = self._terms(self.lam, self.dense.smallest, self.dense.largest)
+        rate = 1 - self.lam * self.dense.smallest
+        own = algorithms("minimax")["fednest-minimax"]
+        options = own.parse({"lower_step": self.lam, "lower_rounds": N})
+        with self._status("fednest-minimax"):
+            state = next(directions(own, options, self.problem, self.x, self.y0, seed=self.seed))
+        assert state.hypergradient is not None
+        error = relative(state.hypergradient, self.dense.h)
+        yield Finding("fednest-minimax, from y0", str(N), "dense solve", error, TOLERANCE + 100 * rate**N)

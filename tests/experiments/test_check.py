@@ -44,17 +44,23 @@ def written(folder: Path, source: str) -> Path:
     return config
 
 
-def test_every_estimator_passes_on_both_problems() -> None:
+def test_every_estimator_passes_on_every_problem() -> None:
     passed, text = checked(None)
     assert passed
-    assert "quadratic: 10 clients" in text
+    assert text.startswith("quadratic: 10 clients")
+    assert "minimax_quadratic: 10 clients" in text
     assert "hyper_representation: 5 clients" in text
     for name in ("aggitd, sum", "aggitd, warm start", "fednest, sum", "fednest-sgd, sum", "lfednest, sum"):
-        assert sum(line.strip().startswith(name) for line in text.splitlines()) == 2
+        assert sum(line.strip().startswith(name) for line in text.splitlines()) == 3
     for name, entry in algorithms("global").items():
         lines = [line.split()[0].rstrip(",") for line in text[: text.index("quadratic_tasks:")].splitlines()]
         assert lines.count(name) >= 2 or entry.biased or entry.lower == "any"
-    assert text[: text.index("quadratic_tasks:")].count(" ok ") == 32
+    bilevel, minimax = text[: text.index("\nquadratic_tasks:")].split("minimax_quadratic:")
+    assert bilevel.count(" ok ") == 32
+    assert minimax.count(" ok ") == 16 + 6 + 1
+    lines = [line.split()[0].rstrip(",") for line in minimax.splitlines()]
+    assert {name for name, entry in algorithms().items() if entry.lower == "minimax"} <= set(lines)
+    assert "fednest-minimax" not in bilevel
     assert "FAILED" not in text
     tasks = text[text.index("quadratic_tasks:") :].splitlines()
     for name in algorithms("local"):

@@ -104,7 +104,7 @@ class MinimaxQuadratic:
             U, V = (np.linalg.qr(draw.standard_normal((dim, dim)))[0] for dim in (dim_x, dim_y))
             r = min(dim_x, dim_y)
             own = draw.standard_normal((clients, dim_x, dim_y)) / np.sqrt(dim_x + dim_y)
-            common = (U[:, :r] * np.linspace(0.5, 1.0, r)) @ V[:, :r].T
+            common = (U[:, :r] * np.linspace(1.0, 0.5, r)) @ V[:, :r].T
             return np.asarray(coupling * (common + heterogeneity * (own - np.tensordot(p, own, axes=1))))
 
         values = {"B": repeated(couplings()), "a": vectors(dim_x), "c": vectors(dim_y)}

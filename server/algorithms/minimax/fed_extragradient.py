@@ -20,6 +20,7 @@ class Options(MinimaxOptions):
     options=Options,
     lower="minimax",
     confirmed="converges on bilinear games",
+    biased="the field at the trial point, a step away",
 )
 def fed_extragradient(o: Options) -> Algorithm[State]:
     """Extragradient on the clients' mean field; 2 rounds, and no spiralling out on a bilinear game.
