@@ -149,7 +149,8 @@ def test_a_bilevel_problem_is_refused_with_what_fits(name: str) -> None:
         simulate(quadratic(), name, iterations=1)
 
 
-def test_a_bilevel_problem_is_refused_in_one_line(capsys: Any, tmp_path: Path) -> None:
+def test_a_bilevel_problem_is_refused_in_one_line(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "a.toml"
     config.write_text('[run]\niterations = 1\n[problem]\nname = "quadratic"\n[algorithms.fedgda]\n')
     said = refused(capsys, "run", str(config), "--out", str(tmp_path / "out"))
@@ -157,7 +158,8 @@ def test_a_bilevel_problem_is_refused_in_one_line(capsys: Any, tmp_path: Path) -
     assert "fed-optimistic" not in said
 
 
-def test_oadagrad_takes_no_other_optimiser_of_x(capsys: Any, tmp_path: Path) -> None:
+def test_oadagrad_takes_no_other_optimiser_of_x(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "a.toml"
     config.write_text(
         '[run]\niterations = 1\n[problem]\nname = "minimax_quadratic"\n'
