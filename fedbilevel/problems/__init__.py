@@ -7,6 +7,7 @@ from fedbilevel.problems.bilevel.hyper_cleaning import HyperCleaning, LinearClea
 from fedbilevel.problems.bilevel.hyper_representation import HyperRepresentation
 from fedbilevel.problems.bilevel.loss_tuning import LossTuning
 from fedbilevel.problems.bilevel.quadratic import Quadratic
+from fedbilevel.problems.bilevel.regularisation import regularisation
 from fedbilevel.problems.bilevel.unlearning import Unlearning
 from fedbilevel.problems.minimax.fair_classification import FairClassification
 from fedbilevel.problems.minimax.minimax_quadratic import MinimaxQuadratic
@@ -30,6 +31,7 @@ __all__ = [
     "Sinusoid",
     "Unlearning",
     "hyper_cleaning",
+    "regularisation",
 ]
 
 Factory = Callable[..., Any]
@@ -44,6 +46,7 @@ PROBLEMS: dict[str, tuple[Factory, str]] = {
     "minimax_quadratic": (MinimaxQuadratic, "minimax: quadratics or a bilinear game, with closed-form saddle point"),
     "loss_tuning": (LossTuning, "x: adjustment of the logits of each class; y: network; a long tail"),
     "unlearning": (Unlearning, "x: the model served; y: x adapted to what is retained; a class or clients to forget"),
+    "regularisation": (regularisation, "x: log of l2 penalties; y: ridge, with closed forms, or logistic regression"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),
