@@ -13,13 +13,16 @@ from rich.console import Console
 from scipy.linalg import expm
 
 from clients.methods.comln import Comln
+from experiments import check_algorithms
 from experiments.check import run_check
-from experiments.check_algorithms import OwnError, OwnMethods
+from experiments.check_algorithms import TRUTHS, OwnError, OwnMethods
 from experiments.check_tasks import TaskOracle
 from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput
 from fedbilevel.problems.inspection import convert
 from fedbilevel.problems.tasks.few_shot import FewShot
+from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
+from server.kit.algorithm import find
 from server.running.plan import plan
 
 NETWORK = """
@@ -181,6 +184,24 @@ class Quadratics:
 
     def minimum(self, lam: float) -> Any:
         return self.times(np.linalg.inv(self.A + lam * self.I), self.times(self.A, self.a) + lam * self.x)
+
+
+def test_what_is_not_learnt_has_no_truth_but_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A horizon that stays, and variances that do: the last entries of the meta-gradient, and no others, are 0."""
+    monkeypatch.setattr(check_algorithms, "settled", lambda expected: (expected(4), 0.0))  # a coarse flow will do
+    network = convert(FewShot(ways=2, side=2, network="mlp", hidden=[3], activation="tanh"), torch.float64)
+    quadratics = convert(QuadraticTasks(clients=3, dim=3), torch.float64)
+    for name, option, problem, entries in (
+        ("comln", "learn_horizon", network, 1),
+        ("ibaml", "learn_variance", quadratics, 3),
+    ):
+        entry, oracle = find(name), TaskOracle(problem, 0)
+        learnt, fixed = (TRUTHS[name](oracle, entry.parse({option: value})).gradient for value in (True, False))
+        assert learnt is not None
+        assert fixed is not None
+        assert torch.equal(fixed[:, :-entries], learnt[:, :-entries])
+        assert bool((fixed[:, -entries:] == 0).all())
+        assert bool((learnt[:, -entries:] != 0).any(1).all())
 
 
 def own_methods(folder: Path, algorithms: str) -> tuple[Quadratics, dict[str, OwnError]]:
