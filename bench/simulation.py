@@ -13,17 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bench.timing import compute_unit, seconds
 from clients.node import Setting
 from clients.operations.oracles import lower_gradient
 from fedbilevel.config.tables import read
+from fedbilevel.data import FederatedData
 from fedbilevel.federation.participation import Population
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.federation.systems import Systems
-from fedbilevel.problem import Problem
-from fedbilevel.problems import Quadratic
+from fedbilevel.problem import ClientData, Problem, Ragged
+from fedbilevel.problems import Quadratic, hyper_cleaning
 from fedbilevel.report import RunDirectory
 from fedbilevel.results import read_history
 from server.grids.engines import in_process
@@ -85,6 +88,37 @@ def _iterations(job: Job) -> Callable[[], None]:
         state, done = run.algorithm.step(state, fed), done + 1
 
     return step
+
+
+# ---- data cleaning ----
+
+
+def hyper_cleaning_ms(repeats: int = 25) -> float:
+    """A SimFBO iteration of data cleaning, 100 clients of 50 training and 50 validation images of noise, in ms."""
+    draw = np.random.default_rng(0)
+
+    def images(n: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return draw.random((n, 28, 28), dtype=np.float32), draw.integers(0, 10, n)
+
+    def level() -> Ragged:
+        inputs, label = images(5000)
+        values = {"input": torch.from_numpy(inputs).flatten(1), "label": torch.from_numpy(label)}
+        return Ragged(values, np.arange(0, 5001, 50))
+
+    problem = hyper_cleaning(FederatedData(ClientData(level(), level()), *images(10), 10, 784), noise=0.6)
+    fed = Federation(in_process(problem, Setting()), Population.of(problem.clients))
+    entry = find("simfbo")
+    method = entry.factory(entry.options(upper_step=100.0, lower_step=0.01, neumann_step=0.01))
+    state, done = method.init(*initial(problem, 0)), 0
+
+    def step() -> None:
+        nonlocal state, done
+        fed.begin(done)
+        state, done = method.step(state, fed), done + 1
+
+    for _ in range(3):
+        step()
+    return 1000 * statistics.median(seconds(step) for _ in range(repeats))
 
 
 # ---- populations ----
@@ -224,6 +258,7 @@ MEASURES: dict[str, Callable[[], float]] = {
     "aggitd_fig2_units": lambda: fig2_units("aggitd", 2),
     "aggitd_fig2_units_one_thread": lambda: fig2_units("aggitd", 1),
     "simfbo_fig2_units": lambda: fig2_units("simfbo", 1),
+    "hyper_cleaning_ms": hyper_cleaning_ms,
     "population_ratio": population_ratio,
     "population_peak_mb": population_peak_mb,
     "memory_drift_mb": memory_drift_mb,
