@@ -45,7 +45,8 @@ class RobustRegression:
     perturbation
         "client": one vector y_i for each client; "common": one for all.
     penalty
-        On |y|^2 / 2. The least-squares solution of "diabetes" has |x|^2 of about 0.7, that of "synthetic" of about 1.
+        On |y|^2 / 2. The least-squares solutions of the seeds 0 to 9 have |x|^2 of 0.5 to 1.2 ("diabetes") and of 0.4
+        to 1.9 ("synthetic").
     clients
         How many.
     heterogeneity
