@@ -25,6 +25,16 @@ def shares_of(noise: float | Sequence[float], clients: int, classes: int) -> NDA
     return np.broadcast_to(given, (clients,))
 
 
+def most_of(examples: int | Sequence[int] | None) -> list[int | None]:
+    """The most examples of a client on each level, None for all. Raises BadInput for a number below 1."""
+    if examples is None:
+        return [None, None]
+    most: list[int | None] = [examples, None] if isinstance(examples, int) else list(examples)
+    if len(most) != 2 or any(each is not None and each < 1 for each in most):
+        raise BadInput("problem.examples", examples, "an integer of at least 1, or two of them: [lower, upper]")
+    return most
+
+
 def some(level: Ragged, most: int | None, seed: int) -> Ragged:
     """At most so many examples of each client, drawn client by client, in their order."""
     if most is None or int(level.sizes.max()) <= most:

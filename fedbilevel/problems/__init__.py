@@ -45,7 +45,10 @@ PROBLEMS: dict[str, tuple[Factory, str]] = {
     "robust_regression": (RobustRegression, "minimax: x: a linear model; y: perturbations of its inputs"),
     "minimax_quadratic": (MinimaxQuadratic, "minimax: quadratics or a bilinear game, with closed-form saddle point"),
     "loss_tuning": (LossTuning, "x: adjustment of the logits of each class; y: network; a long tail"),
-    "unlearning": (Unlearning, "x: the model served; y: x adapted to what is retained; a class or clients to forget"),
+    "unlearning": (
+        Unlearning,
+        "x: the model served; y: x adapted to what is retained, the rest is forgotten",
+    ),
     "regularisation": (regularisation, "x: log of l2 penalties; y: ridge, with closed forms, or logistic regression"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.blocks import OWN
 from fedbilevel.data import FederatedData
-from fedbilevel.data.labels import shares_of, some, with_wrong_labels
+from fedbilevel.data.labels import most_of, shares_of, some, with_wrong_labels
 from fedbilevel.errors import BadInput
 from fedbilevel.measures import auroc, f1
 from fedbilevel.problem import ClientData, Ragged
@@ -94,7 +94,7 @@ class HyperCleaning:
             raise BadInput("problem.l2", l2, "a finite number of at least 0")
         shares = shares_of(noise, len(data.clients), data.classes)
         given = data.clients.to(dtype)
-        most = _most(examples)
+        most = most_of(examples)
         lower, upper = some(given.lower, most[0], seed), some(given.upper, most[1], seed)
         label, self.wrong = with_wrong_labels(lower, shares, data.classes, seed)
         owner = np.repeat(np.arange(len(given)), lower.sizes)
@@ -191,13 +191,3 @@ class LinearCleaning(HyperCleaning):
         return torch.zeros_like(x).index_add(0, prepared[OWN].flatten(), (weights * slope * along).flatten())
 
     cross_vjp_sum = cross_vjp
-
-
-def _most(examples: int | Sequence[int] | None) -> list[int | None]:
-    """The most examples of a client on each level, None for all."""
-    if examples is None:
-        return [None, None]
-    most: list[int | None] = [examples, None] if isinstance(examples, int) else list(examples)
-    if len(most) != 2 or any(each is not None and each < 1 for each in most):
-        raise BadInput("problem.examples", examples, "an integer of at least 1, or two of them: [lower, upper]")
-    return most

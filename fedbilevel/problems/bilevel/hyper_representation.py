@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
-from fedbilevel.problems.networks import find
+from fedbilevel.problems.networks import find, softmax
 from fedbilevel.problems.networks.layers import Activation
 from fedbilevel.problems.networks.softmax_head import Prepared, SoftmaxHead
 
@@ -84,7 +84,7 @@ class HyperRepresentation(SoftmaxHead):
     def prepare(self, x: Tensor, examples: Prepared) -> Prepared:
         """The representation and the one-hot label [n, classes] of every example: they do not depend on y."""
         label = examples["label"]
-        onehot = (label.unsqueeze(-1) == torch.arange(self.classes, device=label.device)).to(x.dtype)
+        onehot = softmax.onehot(label, self.classes, x.dtype)
         return {"feature": self._features(x, examples["input"]), "label": label, "onehot": onehot}
 
     def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:

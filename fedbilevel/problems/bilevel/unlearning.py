@@ -12,14 +12,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
+from fedbilevel.data.forgetting import Forget, with_forgotten
 from fedbilevel.data.scaling import plain_mean
-from fedbilevel.errors import NOTHING, BadInput
+from fedbilevel.errors import BadInput
 from fedbilevel.problem import ClientData, Ragged
 from fedbilevel.problems.networks import find
 
@@ -27,14 +27,15 @@ Examples = dict[str, Tensor]
 
 
 class Unlearning:
-    """Forget a class or some clients, over any federated classification data.
+    """Forget a class, some clients or a share of all examples, over any federated classification data.
 
     Parameters
     ----------
     data
         The clients' examples and the server's test set.
-    forget_class, forget_clients
-        What is forgotten, one of the two: the lower examples of a class, or those of clients (numbers from 0).
+    forget_class, forget_clients, forget_share
+        What is forgotten, one of the three: the lower examples of a class, those of clients (numbers from 0), or a
+        share of each client's lower examples, drawn and rounded.
     mu
         Weight of |y - x|^2 / 2 in every lower loss.
     network, hidden, activation
@@ -43,7 +44,7 @@ class Unlearning:
         x0 is trained on all lower examples, the forgotten too, for so many epochs of SGD (minibatches of 64, step 0.1,
         no momentum) on the server; 0: x0 is random.
     seed
-        Draws the start and the minibatches: x0 does not depend on anything else.
+        Draws what is forgotten by share, the start and the minibatches.
     dtype
         Of examples and vectors.
 
@@ -61,6 +62,7 @@ class Unlearning:
         data: FederatedData,
         forget_class: int | None = None,
         forget_clients: Sequence[int] | None = None,
+        forget_share: float | None = None,
         mu: float = 1.0,
         network: str = "mlp",
         hidden: Sequence[int] = (200,),
@@ -75,19 +77,11 @@ class Unlearning:
             raise BadInput("problem.epochs", epochs, "an integer from 0 to 1000")
         self.mu, self.epochs, self.seed, self.classes = mu, epochs, seed, data.classes
         self.network = find(network, data.shape, data.classes, hidden=hidden, activation=activation)
-        forget, gone = (
-            _marked(level, data.classes, forget_class, forget_clients)
-            for level in (data.clients.lower, data.clients.upper)
-        )
-        key = "problem.forget_class" if forget_clients is None else "problem.forget_clients"
-        told = forget_class if forget_clients is None else list(forget_clients)
-        if forget.all() or gone.all():
-            raise BadInput(key, told, "less than everything: nothing would be left on one of the levels")
-        if not forget.any():
-            raise BadInput(key, told, "a class of which some client holds a lower example")
+        chosen = Forget.of(forget_class, forget_clients, forget_share)
+        forget, gone = chosen.marked(data.clients, data.classes, seed)
         lower, p = data.clients.lower, data.clients.weights
         trained = Ragged({**lower.values, "scale": plain_mean(lower, p, ~forget), "forget": forget}, lower.offsets)
-        self.clients = ClientData(trained, _upper(data.clients, forget, gone), p).to(dtype)
+        self.clients = ClientData(trained, with_forgotten(data.clients, forget, gone), p).to(dtype)
         self.test_input = torch.as_tensor(data.x_test, dtype=dtype).flatten(1)
         self.test_label = torch.as_tensor(data.y_test)
         if forget_class is not None:  # the measures of the test set are of the classes that remain
@@ -164,39 +158,3 @@ class Unlearning:
             "retain_accuracy": float(right[~held["forget"]].mean()),
             "retrained_distance": float((x - self.retrained.to(x)).norm()),
         }
-
-
-def _marked(level: Ragged, classes: int, forget_class: int | None, forget_clients: Sequence[int] | None) -> Tensor:
-    """Which examples of a level are of the class, or of the clients, that are to be forgotten: [n], bool."""
-    clients = len(level.sizes)
-    if forget_clients is None:
-        if forget_class is None:
-            raise BadInput("problem.forget_class", NOTHING, "a class; or forget_clients in its place")
-        if not 0 <= forget_class < classes:
-            raise BadInput("problem.forget_class", forget_class, f"a class, from 0 to {classes - 1}")
-        return torch.as_tensor(level.values["label"] == forget_class)
-    if forget_class is not None:
-        raise BadInput("problem.forget_class", forget_class, "only one of forget_class and forget_clients")
-    if not forget_clients or not all(0 <= client < clients for client in forget_clients):
-        raise BadInput("problem.forget_clients", list(forget_clients), f"a list of numbers from 0 to {clients - 1}")
-    return torch.from_numpy(np.repeat(np.isin(np.arange(clients), forget_clients), level.sizes))
-
-
-def _upper(clients: ClientData, forget: Tensor, gone: Tensor) -> Ragged:
-    """The upper examples: each client's validation part, and behind it its lower examples to forget."""
-    lower, upper = clients.lower, clients.upper
-    chosen = torch.nonzero(forget)[:, 0]
-    owner = np.concatenate(
-        [
-            np.repeat(np.arange(len(clients)), level.sizes)[rows]
-            for level, rows in ((upper, slice(None)), (lower, chosen))
-        ]
-    )
-    order = torch.from_numpy(np.argsort(owner, kind="stable"))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(clients)))]).astype(np.int64)
-    values = {name: torch.cat([upper.values[name], lower.values[name][chosen]])[order] for name in ("input", "label")}
-    lost = (torch.arange(len(order)) >= len(gone))[order]
-    kept = torch.cat([~gone, torch.zeros(len(chosen), dtype=torch.bool)])[order]
-    joined = Ragged(values, offsets)
-    scale = plain_mean(joined, clients.weights, kept) + plain_mean(joined, clients.weights, lost)
-    return Ragged({**values, "scale": scale, "forget": lost}, offsets)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedbilevel.problems.networks import thin
+from fedbilevel.problems.networks import softmax
 
 Prepared = dict[str, Tensor]
 """What the losses read: "feature", "label" and, for closed forms, "onehot" [n, classes]."""
@@ -23,15 +23,13 @@ class SoftmaxHead:
     width: int
     l2: float
 
-    def head(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight [..., classes, width] and bias [..., classes, 1]."""
-        weight = y[..., : self.classes * self.width].unflatten(-1, (self.classes, self.width))
-        return weight, y[..., self.classes * self.width :].unsqueeze(-1)
+    def weight(self, y: Tensor) -> Tensor:
+        """The weight [..., classes, width]."""
+        return torch.as_tensor(y[..., : self.classes * self.width].unflatten(-1, (self.classes, self.width)))
 
     def logits(self, y: Tensor, feature: Tensor) -> Tensor:
         """The logits [..., classes, n]: with the examples last, a softmax over few classes is vectorised."""
-        weight, bias = self.head(y)
-        return thin.outputs(weight, feature) + bias
+        return softmax.logits(y, feature, self.classes)
 
     def lower(self, x: Tensor, y: Tensor, examples: Prepared) -> Tensor:
         """Cross-entropy plus l2/2 |y|^2."""
@@ -47,11 +45,6 @@ class SoftmaxHead:
         """Weighted probabilities - onehot."""
         return (self._probabilities(y, prepared) - prepared["onehot"].mT) * weights.unsqueeze(-2)
 
-    @staticmethod
-    def _head_gradient(cotangent: Tensor, feature: Tensor) -> Tensor:
-        """Flatten the head's gradient from that of the logits."""
-        return torch.cat([thin.inputs(cotangent, feature).flatten(-2), cotangent.sum(-1)], dim=-1)
-
     def linearise(self, x: Tensor, y: Tensor, prepared: Prepared) -> Prepared:
         """The probabilities of every example, [n, classes], beside what depends on x alone."""
         return {**prepared, "p": torch.softmax(self.logits(y, prepared["feature"]), -2).mT.contiguous()}
@@ -61,7 +54,7 @@ class SoftmaxHead:
 
     def upper_gradient_y(self, x: Tensor, y: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """`fy`."""
-        return self._head_gradient(self._residual(y, prepared, weights), prepared["feature"])
+        return softmax.gradient(self._residual(y, prepared, weights), prepared["feature"])
 
     def lower_gradient(self, x: Tensor, y: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """`gy`."""
@@ -73,30 +66,24 @@ class SoftmaxHead:
         """`gy(x, y) - gy(x, anchor)`, prepared linearised at the anchor: the labels cancel."""
         p = torch.softmax(self.logits(y, prepared["feature"]), -2)
         moved = (p - self._probabilities(anchor, prepared)) * weights.unsqueeze(-2)
-        return self._head_gradient(moved, prepared["feature"]) + self.l2 * weights.sum(-1, keepdim=True) * (y - anchor)
-
-    @staticmethod
-    def _softmax_hessian(p: Tensor, u: Tensor) -> Tensor:
-        """(diag(p) - p p') u over the classes."""
-        pu = p * u
-        return pu - p * pu.sum(-2, keepdim=True)
+        return softmax.gradient(moved, prepared["feature"]) + self.l2 * weights.sum(-1, keepdim=True) * (y - anchor)
 
     def lower_hvp(self, x: Tensor, y: Tensor, v: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """`H v`."""
         feature = prepared["feature"]
         p = self._probabilities(y, prepared)
-        curved = self._softmax_hessian(p, self.logits(v, feature)) * weights.unsqueeze(-2)
-        return self._head_gradient(curved, feature) + self.l2 * weights.sum(-1, keepdim=True) * v
+        curved = softmax.curved(p, self.logits(v, feature)) * weights.unsqueeze(-2)
+        return softmax.gradient(curved, feature) + self.l2 * weights.sum(-1, keepdim=True) * v
 
     # ---- cotangents of the features [..., n, width], from which those who know the features go on ----
 
     def upper_cotangent(self, y: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """The gradient of the upper loss in the features."""
-        return self._residual(y, prepared, weights).mT @ self.head(y)[0]
+        return self._residual(y, prepared, weights).mT @ self.weight(y)
 
     def cross_cotangent(self, y: Tensor, v: Tensor, prepared: Prepared, weights: Tensor) -> Tensor:
         """That of <gy, v>: d/dphi of r'(V phi + b_v) is W'(diag(p) - p p') u + V'r."""
         p = self._probabilities(y, prepared)
         residual = self._residual(y, prepared, weights)
-        curved = self._softmax_hessian(p, self.logits(v, prepared["feature"])) * weights.unsqueeze(-2)
-        return curved.mT @ self.head(y)[0] + residual.mT @ self.head(v)[0]
+        curved = softmax.curved(p, self.logits(v, prepared["feature"])) * weights.unsqueeze(-2)
+        return curved.mT @ self.weight(y) + residual.mT @ self.weight(v)

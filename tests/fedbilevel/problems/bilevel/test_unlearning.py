@@ -72,6 +72,25 @@ def test_a_client_s_upper_examples_are_its_own(what: dict[str, Any]) -> None:
         assert held.values["forget"][a:b].tolist() == [False] * len(upper) + [True] * int(lost.sum())
 
 
+def test_a_share_of_every_client_s_training_part_is_forgotten() -> None:
+    """A third of each client's lower examples, rounded; another third for another seed; all validation ones stay."""
+    first, again, other = (problem(forget_class=None, forget_share=1 / 3, seed=seed) for seed in (1, 1, 2))
+    lower, upper = first.clients.lower, first.clients.upper
+    ends = list(zip(lower.offsets[:-1], lower.offsets[1:], strict=True))
+    counts = [int(lower.values["forget"][a:b].sum()) for a, b in ends]
+    assert counts == [round((b - a) / 3) for a, b in ends]
+    assert torch.equal(lower.values["forget"], again.clients.lower.values["forget"])
+    assert not torch.equal(lower.values["forget"], other.clients.lower.values["forget"])
+    x, y = point(first)
+    losses = cross_entropy(outputs(y, lower.values["input"]), lower.values["label"])
+    forgotten = lower.values["forget"].numpy()
+    held = data().clients.upper
+    validation = cross_entropy(outputs(y, held.values["input"]), held.values["label"]).mean()
+    expected = validation - np.minimum(losses[forgotten], math.log(3)).mean()
+    assert global_loss(first, "upper", x, y) == pytest.approx(expected, rel=1e-12)
+    assert len(upper.values["label"]) == len(held.values["label"]) + sum(counts)
+
+
 def test_derivatives_agree_with_differences() -> None:
     unlearning, h = problem(), 1e-6
     x, y = point(unlearning)
@@ -158,7 +177,12 @@ def test_single_precision_is_close_to_double() -> None:
     [
         ({"forget_class": None}, "forget_class", "forget_clients"),
         ({"forget_class": 3}, "forget_class", "from 0 to 2"),
-        ({"forget_class": 1, "forget_clients": [0]}, "forget_class", "only one"),
+        ({"forget_class": 1, "forget_clients": [0]}, "forget_clients", "only one"),
+        ({"forget_class": None, "forget_share": 1.0}, "forget_share", "less than everything"),
+        ({"forget_class": None, "forget_share": -0.1}, "forget_share", "above 0"),
+        ({"forget_class": None, "forget_share": 1e-9}, "forget_share", "nothing to forget"),
+        ({"forget_class": None, "forget_share": 0.9999}, "forget_share", "less than everything"),
+        ({"forget_clients": [0], "forget_share": 0.5}, "forget_share", "only one"),
         ({"forget_clients": []}, "forget_clients", "from 0 to 2"),
         ({"forget_clients": [3]}, "forget_clients", "from 0 to 2"),
         ({"forget_clients": [0, 1, 2]}, "forget_clients", "less than everything"),
