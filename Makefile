@@ -4,7 +4,7 @@ PYTHON ?= $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint bench check install clean
+.PHONY: demo test test-slow lint bench check install clean
 
 install: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 
@@ -18,8 +18,14 @@ demo: install
 	rm -rf runs/demo
 	$(PYTHON) -m fedbilevel run demo --out runs/demo
 
+# one process per core with one thread each; what starts Ray, Flower or processes that are killed is `slow`, and runs alone
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+
 test: install
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
+
+test-slow: install
+	$(PYTHON) -m pytest -m slow
 
 bench: install
 	KINETO_LOG_LEVEL=99 $(PYTHON) -m bench

@@ -91,6 +91,12 @@ def walked(name: str, steps: list[OneClient], v: Any, o: Any) -> list[Tensor]:
                 terms.append(p)
             p = lam * torch.stack(terms).sum(0) if index is None else lam * N * terms[index]
             x = x - alpha * (at.fx(x, y) - at.products(x, y, p)[0])
+        elif name in MINIMAX:
+            dx, dy = at.fx(x, y), -at.fy(x, y)
+            if name == "tracked_steps":
+                dx = dx - at.fx(v["x"], v["y"]) + v["dx"]
+                dy = dy + at.fy(v["x"], v["y"]) + v["dy"]
+            x, y = x - alpha * dx, y - beta * dy
         elif name == "joint_steps":
             weight = o["lower_weight"]
             dx, dy = at.fx(x, y) + weight * at.gx(x, y), at.fy(x, y) + weight * at.gy(x, y)
@@ -102,6 +108,7 @@ def walked(name: str, steps: list[OneClient], v: Any, o: Any) -> list[Tensor]:
             sums = [total + each for total, each in zip(sums, (dx, dy, dz), strict=True)]
             x, y, z = x - alpha * dx, y - beta * dy, z - o["auxiliary_step"] * dz
     up = {"svrg_steps": [y], "sgd_steps": [y], "joint_steps": [x, y], "penalty_steps": [t / len(steps) for t in sums]}
+    up |= {key: [x, y] for key in MINIMAX}
     up |= {"single_loop_steps": sums, "simultaneous_steps": [x, y, u]}
     if m is not None:
         return [x, y, u, *m]
@@ -114,6 +121,9 @@ SINGLE_LOOP = (
     "variance_reduced_steps",
     "first_variance_reduced_steps",
 )
+
+
+MINIMAX = ("descent_ascent_steps", "tracked_steps")
 
 
 def three(at: OneClient, x: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -131,6 +141,7 @@ WALKS: dict[str, tuple[derivatives.Level, ...]] = {
     "joint_steps": ("lower", "upper"),
     "penalty_steps": ("lower", "upper"),
     **dict.fromkeys(SINGLE_LOOP, ("lower", "upper")),
+    **dict.fromkeys(MINIMAX, ("upper",)),
 }
 
 

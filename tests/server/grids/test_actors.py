@@ -23,6 +23,7 @@ from server.grids.cluster import has_room
 from server.grids.ray import RayGrid
 from server.running.run import Result
 from tests.histories import assert_same
+from tests.room import free
 
 pytestmark = [
     pytest.mark.slow,
@@ -219,14 +220,6 @@ def test_clients_that_kill_every_actor_end_the_run(
         with pytest.raises(RunFailed, match=says):
             run_with(problem)
         assert grid.actors.started == 3
-
-
-def free(cpus: int) -> None:
-    """Wait until so many CPUs are free on the cluster: its books are late when actors have ended."""
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU", 0.0) < cpus:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_actors_without_room_and_actors_that_are_slow_are_told_apart(cluster: Cluster) -> None:

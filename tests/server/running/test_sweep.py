@@ -19,6 +19,7 @@ from server.running.plan import Job
 from server.running.sweep import Sweep
 from tests.flower import processes_with
 from tests.histories import PARTIAL, assert_same, without_wall_seconds
+from tests.room import free
 
 pytestmark = [
     pytest.mark.slow,
@@ -129,6 +130,7 @@ def test_a_sweep_that_cannot_begin_says_whether_it_lacks_room_or_time(
     tables = {**PARTIAL, "engine": {"gpus": 1.0, "patience": 2.0}}
     with pytest.raises(RunFailed, match=r"^no capacity: within 2 s Ray has found no 1 CPU and 1 GPU for a run$"):
         Sweep(check(tables), RunDirectory.create(tmp_path / "gpu"), Observer(), jobs=2).run()
+    free(3)
     monkeypatch.setattr(ray, "wait", lambda references, **how: ([], list(references)))
     tables["engine"] = {"patience": 0.5}
     with pytest.raises(RunFailed, match=r"^slow start: no run has begun within 0.5 s; engine.patience sets how long"):
