@@ -23,6 +23,7 @@ from tests.problem_table import DY, M, Weighted
 META = torch.device("meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient_batch", [None, 3])
 @pytest.mark.parametrize("closed", [False, True])
 def test_answers_do_not_depend_on_what_was_asked_before(closed: bool, gradient_batch: int | None) -> None:

@@ -44,6 +44,7 @@ def written(folder: Path, source: str) -> Path:
     return config
 
 
+@pytest.mark.slow
 def test_every_estimator_passes_on_every_problem() -> None:
     passed, text = checked(None)
     assert passed

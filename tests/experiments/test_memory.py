@@ -30,6 +30,7 @@ algorithm = "fomaml"
 """
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_a_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for out in ("one", "two"):

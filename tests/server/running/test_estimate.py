@@ -147,6 +147,7 @@ def peaks() -> dict[tuple[Any, int], tuple[float, float]]:
     return {tuple(case): tuple(found) for case, found in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "steps"), REPRESENTATIONS)
 def test_the_estimate_is_of_the_size_of_the_peak(peaks: Any, width: int, steps: int) -> None:
     measured, estimated = peaks[width, steps]

@@ -61,6 +61,7 @@ page_probability = 0.3
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, KEPT], ids=["moments", "what clients keep"])
 def test_an_interrupted_run_goes_on_with_what_it_carried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str

@@ -59,6 +59,7 @@ def test_every_method_is_measured():
     assert {name.split(",")[0] for name in CASES} | {"comln"} >= ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", sorted(CASES))
 def test_memory_against_inner_steps(case):
     arrays, options, steps = CASES[case]
