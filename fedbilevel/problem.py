@@ -108,6 +108,16 @@ def _join(parts: Sequence[Examples]) -> Examples:
     return tuple(_join([part[k] for part in parts]) for k in range(len(first)))
 
 
+def client_by_client(owners: NDArray[np.int64], clients: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """The order [n] in which examples of these owners stand client by client, each one's as they stood; the offsets.
+
+    >>> client_by_client(np.array([1, 0, 1, 0]), clients=2)
+    (tensor([1, 3, 0, 2]), array([0, 2, 4]))
+    """
+    order = torch.from_numpy(np.argsort(owners, kind="stable"))
+    return order, np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=clients))]).astype(np.int64)
+
+
 _LONG = 20
 """The mean number of examples per client from which on they are gathered client by client."""
 
@@ -143,6 +153,15 @@ class Ragged:
     def sizes(self) -> NDArray[np.int64]:
         """The number of examples of each client, shape [clients]."""
         return np.diff(self.offsets)
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """The client that every example is of, [n]."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    def shares(self, weights: NDArray[np.float64]) -> Tensor:
+        """What every example counts in sum_i p_i mean_e, where p_i are these weights [m]: p_i / n_i, [n], float64."""
+        return torch.from_numpy(np.repeat(weights / self.sizes, self.sizes))
 
     def take(self, clients: NDArray[np.int64]) -> Ragged:
         """Return the examples of some clients in the order given; all clients in order cost nothing."""

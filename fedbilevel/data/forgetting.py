@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbilevel import randomness
 from fedbilevel.data.scaling import plain_mean
 from fedbilevel.errors import NOTHING, BadInput
-from fedbilevel.problem import ClientData, Ragged
+from fedbilevel.problem import ClientData, Ragged, client_by_client
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Forget:
         if self.kind == "forget_class":
             return torch.as_tensor(level.values["label"] == self.value)
         if self.kind == "forget_clients":
-            return torch.from_numpy(np.repeat(np.isin(np.arange(m), self.value), level.sizes))
+            return torch.from_numpy(np.isin(level.owners, self.value))
         order = randomness.permutations(seed, np.arange(m), 0, "forgotten", level.sizes)
         first = np.arange(order.shape[1]) < np.rint(self.value * level.sizes)[:, None]
         marks = torch.zeros(int(level.offsets[-1]), dtype=torch.bool)
@@ -80,14 +80,7 @@ def with_forgotten(clients: ClientData, forget: Tensor, gone: Tensor) -> Ragged:
     """
     lower, upper = clients.lower, clients.upper
     chosen = torch.nonzero(forget)[:, 0]
-    owner = np.concatenate(
-        [
-            np.repeat(np.arange(len(clients)), level.sizes)[rows]
-            for level, rows in ((upper, slice(None)), (lower, chosen))
-        ]
-    )
-    order = torch.from_numpy(np.argsort(owner, kind="stable"))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(clients)))]).astype(np.int64)
+    order, offsets = client_by_client(np.concatenate([upper.owners, lower.owners[chosen]]), len(clients))
     values = {name: torch.cat([upper.values[name], lower.values[name][chosen]])[order] for name in ("input", "label")}
     lost = (torch.arange(len(order)) >= len(gone))[order]
     kept = torch.cat([~gone, torch.zeros(len(chosen), dtype=torch.bool)])[order]

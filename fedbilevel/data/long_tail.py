@@ -59,7 +59,7 @@ def _kept(level: Ragged, sizes: NDArray[np.int64], seed: int, name: str, key: st
         k = int(np.argmax(held < sizes))
         most = f"so few that class {k} needs at most {held[k]}, all that the clients hold of it on the {name} level"
         raise BadInput(key, int(sizes.max()), most)
-    owner = np.repeat(np.arange(len(level.sizes)), level.sizes)
+    owner = level.owners
     order = randomness.generator(seed, randomness.SERVER, 0, f"long tail {name}").permutation(len(label))
     order = order[np.argsort(label[order], kind="stable")]  # class by class, shuffled within
     keep = np.zeros(len(label), dtype=bool)

@@ -61,7 +61,7 @@ def _inspect_blocks(problem: Problem, x: Tensor, refuse: Callable[[str], BadInpu
         raise refuse(f"a problem whose initial() gives an x of {said}")
     for level in (problem.clients.lower, problem.clients.upper):
         if isinstance(level.values, Mapping) and OWN in level.values:
-            owner = np.repeat(np.arange(len(blocks)), level.sizes)
+            owner = level.owners
             places = level.values[OWN].numpy(force=True)
             strange = (places < blocks.offsets[owner]) | (places >= blocks.offsets[owner + 1])
             if places.dtype != np.int64 or strange.any():

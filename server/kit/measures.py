@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 from torch.func import vmap
 
@@ -106,6 +105,8 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> 
 
 def spearman(a: Tensor, b: Tensor) -> float:
     """The rank correlation of two samples [n]; nan where one of them is constant."""
+    from scipy.stats import spearmanr
+
     first, second = a.numpy(force=True), b.numpy(force=True)
     if any((each == each[0]).all() for each in (first, second)):
         return math.nan

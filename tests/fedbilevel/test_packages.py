@@ -32,6 +32,15 @@ def test_the_root_is_where_they_lie_side_by_side() -> None:
     see_that_they_are_ours()
 
 
+def test_problems_and_algorithms_are_found_without_what_takes_long_to_import(tmp_path: Path) -> None:
+    script = (
+        "import sys, fedbilevel.problems; from server.kit.algorithm import algorithms; algorithms();"
+        "print([name for name in ('scipy', 'sklearn', 'matplotlib', 'ray') if name in sys.modules])"
+    )
+    done = python(tmp_path, "-c", script)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 @pytest.mark.parametrize("name", ["server.py", "clients.py", "experiments.py", "server/__init__.py"])
 def test_the_command_line_names_the_file_that_stands_in_the_way(tmp_path: Path, name: str) -> None:
     file = tmp_path / name

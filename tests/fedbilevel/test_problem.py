@@ -80,3 +80,9 @@ def test_another_precision_leaves_weights_blocks_and_whole_numbers_as_they_are()
     assert data.weights.tolist() == [0.25, 0.75]
     assert data.blocks is not None
     assert data.blocks.sizes.tolist() == [2, 1]
+
+
+def test_what_every_example_is_of_and_what_it_counts() -> None:
+    level = Ragged(torch.zeros(4), np.array([0, 3, 4]))
+    assert level.owners.tolist() == [0, 0, 0, 1]
+    assert level.shares(np.array([0.6, 0.4])).tolist() == pytest.approx([0.2, 0.2, 0.2, 0.4], rel=1e-15)

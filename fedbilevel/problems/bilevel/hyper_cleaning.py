@@ -18,7 +18,7 @@ from fedbilevel.blocks import OWN
 from fedbilevel.data import FederatedData
 from fedbilevel.data.labels import most_of, shares_of, some, with_wrong_labels
 from fedbilevel.errors import BadInput
-from fedbilevel.measures import auroc, f1
+from fedbilevel.measures import auroc, classification, f1
 from fedbilevel.problem import ClientData, Ragged
 from fedbilevel.problems.networks import find, softmax
 from fedbilevel.problems.networks.layers import Activation, Network
@@ -97,7 +97,7 @@ class HyperCleaning:
         most = most_of(examples)
         lower, upper = some(given.lower, most[0], seed), some(given.upper, most[1], seed)
         label, self.wrong = with_wrong_labels(lower, shares, data.classes, seed)
-        owner = np.repeat(np.arange(len(given)), lower.sizes)
+        owner = lower.owners
         self._own = torch.from_numpy(np.arange(len(owner)) if cleaning == "example" else owner)
         noisy = Ragged({**lower.values, "label": label, OWN: self._own}, lower.offsets)
         blocks = lower.sizes if cleaning == "example" else np.ones(len(given), np.int64)
@@ -131,10 +131,7 @@ class HyperCleaning:
         """
         label = self.test_label.to(x.device)
         outputs = self.network(y, self.test_input.to(x.device))
-        measures = {
-            "test_loss": float(cross_entropy(outputs, label)),
-            "test_accuracy": float((outputs.argmax(-1) == label).double().mean()),
-        }
+        measures = classification(outputs, label)
         if bool(self.wrong.any()):
             logit, wrong = x[self._own.to(x.device)], self.wrong.to(x.device)
             measures |= {"auroc": auroc(-logit, wrong), "f1": f1(logit < 0, wrong)}

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
+from fedbilevel.measures import classification
 from fedbilevel.problems.networks import find, softmax
 from fedbilevel.problems.networks.layers import Activation
 from fedbilevel.problems.networks.softmax_head import Prepared, SoftmaxHead
@@ -91,10 +91,7 @@ class HyperRepresentation(SoftmaxHead):
         """Loss and accuracy on the server's test set."""
         label = self.test_label.to(x.device)
         logits = self.logits(y, self._features(x, self.test_input.to(x.device))).mT
-        return {
-            "test_loss": float(cross_entropy(logits, label)),
-            "test_accuracy": float((logits.argmax(-1) == label).double().mean()),
-        }
+        return classification(logits, label)
 
     # ---- closed forms in x, at one common point ----
 

@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -92,7 +91,7 @@ class Ridge(Regularisation):
     def _moments(self, level: Literal["lower", "upper"]) -> tuple[Tensor, Tensor, Tensor]:
         """sum_i p_i mean of a a', of a b and of b^2 / 2, in float64."""
         ragged = getattr(self.clients, level)
-        share = torch.from_numpy(np.repeat(self.clients.weights / ragged.sizes, ragged.sizes))
+        share = ragged.shares(self.clients.weights)
         a, b = (ragged.values[key].double().cpu() for key in ("a", "b"))
         return (a.mT * share) @ a, a.mT @ (share * b), 0.5 * share @ b.square()
 
@@ -121,6 +120,7 @@ class Ridge(Regularisation):
     def solution(self) -> Tensor:
         """`x*`, where the hypergradient vanishes, by BFGS from x = 0; float64, shape [dx]."""
         if self._best is None:
+            from scipy.optimize import minimize
 
             def both(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
                 at = torch.from_numpy(x)

@@ -129,13 +129,13 @@ class Quadratic:
     def _mean(self, level: Literal["lower", "upper"], *names: str) -> list[Tensor]:
         """sum_i p_i mean_e of some arrays, in float64."""
         ragged = getattr(self.clients, level)
-        share = torch.from_numpy(np.repeat(self.clients.weights / ragged.sizes, ragged.sizes))
+        share = ragged.shares(self.clients.weights)
         return [torch.tensordot(share, ragged.values[name].double().cpu(), dims=([0], [0])) for name in names]
 
     def _upper_in_y(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean of C, of C c, and of c'C c / 2."""
         ragged = self.clients.upper
-        share = torch.from_numpy(np.repeat(self.clients.weights / ragged.sizes, ragged.sizes))
+        share = ragged.shares(self.clients.weights)
         C, c = ragged.values["C"].double().cpu(), ragged.values["c"].double().cpu()
         Cc = torch.einsum("nij,nj->ni", C, c)
         return torch.einsum("n,nij->ij", share, C), share @ Cc, 0.5 * share @ (Cc * c).sum(-1)

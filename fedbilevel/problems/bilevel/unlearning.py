@@ -20,6 +20,7 @@ from fedbilevel.data import FederatedData
 from fedbilevel.data.forgetting import Forget, with_forgotten
 from fedbilevel.data.scaling import plain_mean
 from fedbilevel.errors import BadInput
+from fedbilevel.measures import classification
 from fedbilevel.problem import ClientData, Ragged
 from fedbilevel.problems.networks import find
 
@@ -152,8 +153,7 @@ class Unlearning:
         right = (self.network(x, held["input"]).argmax(-1) == held["label"]).double()
         logits, label = self.network(x, self.test_input), self.test_label
         return {
-            "test_loss": float(cross_entropy(logits, label)),
-            "test_accuracy": float((logits.argmax(-1) == label).double().mean()),
+            **classification(logits, label),
             "forget_accuracy": float(right[held["forget"]].mean()),
             "retain_accuracy": float(right[~held["forget"]].mean()),
             "retrained_distance": float((x - self.retrained.to(x)).norm()),

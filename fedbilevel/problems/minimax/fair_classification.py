@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.data import FederatedData
 from fedbilevel.errors import BadInput
-from fedbilevel.problem import ClientData, Ragged
+from fedbilevel.measures import classification
+from fedbilevel.problem import ClientData, Ragged, client_by_client
 from fedbilevel.problems.networks import find
 from fedbilevel.problems.networks.layers import Activation
 
@@ -109,8 +110,7 @@ class FairClassification:
         losses = self._client_means(cross_entropy(own, examples["label"], reduction="none"))
         accuracies = self._client_means(own.argmax(-1) == examples["label"])
         return {
-            "test_loss": float(cross_entropy(logits, label)),
-            "test_accuracy": float((logits.argmax(-1) == label).double().mean()),
+            **classification(logits, label),
             "worst_loss": float(losses.max()),
             "worst_accuracy": float(accuracies.min()),
             "accuracy_spread": float(accuracies.std(correction=0)),
@@ -151,11 +151,10 @@ class FairClassification:
 
 def _joined(data: ClientData) -> ClientData:
     """The same clients with both parts of each as one, and with every example its client's number and weight p_i."""
-    m, levels = len(data), (data.lower, data.upper)
-    owner = np.concatenate([np.repeat(np.arange(m), level.sizes) for level in levels])
-    order = np.argsort(owner, kind="stable")
-    rows, client = torch.from_numpy(order), torch.from_numpy(owner[order])
+    levels = (data.lower, data.upper)
+    owner = np.concatenate([level.owners for level in levels])
+    rows, offsets = client_by_client(owner, len(data))
+    client = torch.from_numpy(owner)[rows]
     values = {key: torch.cat([level.values[key] for level in levels])[rows] for key in ("input", "label")}
     values |= {"client": client, "share": torch.from_numpy(data.weights)[client]}
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=m))]).astype(np.int64)
     return ClientData.single(Ragged(values, offsets), data.weights)

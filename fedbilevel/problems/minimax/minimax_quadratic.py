@@ -146,7 +146,7 @@ class MinimaxQuadratic:
     def _mean(self, *names: str) -> list[Tensor]:
         """sum_i p_i mean_e of some arrays, in float64."""
         ragged = self.clients.upper
-        share = torch.from_numpy(np.repeat(self.clients.weights / ragged.sizes, ragged.sizes))
+        share = ragged.shares(self.clients.weights)
         return [torch.tensordot(share, ragged.values[name].double().cpu(), dims=([0], [0])) for name in names]
 
     def saddle_point(self) -> tuple[Tensor, Tensor]:

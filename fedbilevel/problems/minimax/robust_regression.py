@@ -144,7 +144,7 @@ class RobustRegression:
         """The clients' examples and the weight p_i / n_i of each, float64."""
         level = self.clients.upper
         examples = {k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in level.values.items()}
-        return examples, torch.from_numpy(np.repeat(self.clients.weights / level.sizes, level.sizes))
+        return examples, level.shares(self.clients.weights)
 
     def lower_solution(self, x: Tensor) -> Tensor:
         """`y*(x)`, float64, shape [dy]; NaN where penalty <= |x|^2, for there is none."""
