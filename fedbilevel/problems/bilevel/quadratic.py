@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Ragged
-from fedbilevel.problems.matrices import definite
+from fedbilevel.problems.drawn import definite, hold, least_and_most, means
 
 
 class Quadratic:
@@ -53,23 +52,9 @@ class Quadratic:
         weights: Literal["size", "uniform"] | Sequence[float] = "size",
         seed: int = 0,
     ) -> None:
-        for key, value in (("clients", clients), ("dim_x", dim_x), ("dim_y", dim_y)):
-            if value < 1:
-                raise BadInput(f"problem.{key}", value, "an integer of at least 1")
-        for key, number in (("heterogeneity", heterogeneity), ("noise", noise), ("rho", rho)):
-            if not (np.isfinite(number) and number >= 0):
-                raise BadInput(f"problem.{key}", number, "a finite number of at least 0")
-        if not (0 < mu <= L < np.inf):
-            raise BadInput("problem.mu", mu, f"a number above 0 and at most L ({L})")
-        if seed < 0:
-            raise BadInput("problem.seed", seed, "an integer of at least 0")
-        if not isinstance(examples, int) and len(examples) != 2:
-            raise BadInput("problem.examples", list(examples), "an integer of at least 1, or [low, high]")
-        low, high = (examples, examples) if isinstance(examples, int) else examples
-        if not 1 <= low <= high:
-            raise BadInput(
-                "problem.examples", examples, "an integer of at least 1, or [low, high] with 1 <= low <= high"
-            )
+        sizes = {"heterogeneity": heterogeneity, "noise": noise, "rho": rho}
+        hold({"clients": clients, "dim_x": dim_x, "dim_y": dim_y}, sizes, mu, L, seed)
+        low, high = least_and_most(examples)
         self.dim_x, self.dim_y, self.rho = dim_x, dim_y, rho
         per_example = 8 * (2 * dim_y**2 + dim_y * dim_x + 2 * dim_y + dim_x)
         require(3.0 * clients * max(high, 2) * per_example, "problem", "fewer clients or examples, smaller dimensions")
@@ -128,9 +113,7 @@ class Quadratic:
 
     def _mean(self, level: Literal["lower", "upper"], *names: str) -> list[Tensor]:
         """sum_i p_i mean_e of some arrays, in float64."""
-        ragged = getattr(self.clients, level)
-        share = ragged.shares(self.clients.weights)
-        return [torch.tensordot(share, ragged.values[name].double().cpu(), dims=([0], [0])) for name in names]
+        return means(getattr(self.clients, level), self.clients.weights, *names)
 
     def _upper_in_y(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean of C, of C c, and of c'C c / 2."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Ragged
-from fedbilevel.problems.matrices import definite
+from fedbilevel.problems.drawn import definite, hold, least_and_most, means
 
 Array = NDArray[np.float64]
 
@@ -61,27 +61,13 @@ class MinimaxQuadratic:
         weights: Literal["size", "uniform"] | Sequence[float] = "size",
         seed: int = 0,
     ) -> None:
-        for key, value in (("clients", clients), ("dim_x", dim_x), ("dim_y", dim_y)):
-            if value < 1:
-                raise BadInput(f"problem.{key}", value, "an integer of at least 1")
-        for key, number in (("heterogeneity", heterogeneity), ("noise", noise)):
-            if not (np.isfinite(number) and number >= 0):
-                raise BadInput(f"problem.{key}", number, "a finite number of at least 0")
+        sizes = {"heterogeneity": heterogeneity, "noise": noise}
+        hold({"clients": clients, "dim_x": dim_x, "dim_y": dim_y}, sizes, mu, L, seed)
+        low, high = least_and_most(examples)
         if not 0 < coupling < np.inf:
             raise BadInput("problem.coupling", coupling, "a finite number above 0")
-        if not (0 < mu <= L < np.inf):
-            raise BadInput("problem.mu", mu, f"a number above 0 and at most L ({L})")
         if bilinear and dim_x != dim_y:
             raise BadInput("problem.dim_y", dim_y, f"dim_x ({dim_x}) where bilinear = true")
-        if seed < 0:
-            raise BadInput("problem.seed", seed, "an integer of at least 0")
-        if not isinstance(examples, int) and len(examples) != 2:
-            raise BadInput("problem.examples", list(examples), "an integer of at least 1, or [low, high]")
-        low, high = (examples, examples) if isinstance(examples, int) else examples
-        if not 1 <= low <= high:
-            raise BadInput(
-                "problem.examples", examples, "an integer of at least 1, or [low, high] with 1 <= low <= high"
-            )
         self.dim_x, self.dim_y, self.bilinear = dim_x, dim_y, bilinear
         per_example = 8 * (dim_x**2 + dim_y**2 + dim_x * dim_y + dim_x + dim_y)
         require(3.0 * clients * max(high, 2) * per_example, "problem", "fewer clients or examples, smaller dimensions")
@@ -145,9 +131,7 @@ class MinimaxQuadratic:
 
     def _mean(self, *names: str) -> list[Tensor]:
         """sum_i p_i mean_e of some arrays, in float64."""
-        ragged = self.clients.upper
-        share = ragged.shares(self.clients.weights)
-        return [torch.tensordot(share, ragged.values[name].double().cpu(), dims=([0], [0])) for name in names]
+        return means(self.clients.upper, self.clients.weights, *names)
 
     def saddle_point(self) -> tuple[Tensor, Tensor]:
         """`(x*, y*)`, where A x + B y + a = 0 and B'x - C y - c = 0 with the clients' means, float64."""

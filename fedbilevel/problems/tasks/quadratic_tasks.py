@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbilevel.errors import BadInput
 from fedbilevel.problem import ClientData, Examples, Ragged
+from fedbilevel.problems.drawn import hold
 from fedbilevel.tasks import Tasks
 
 
@@ -49,16 +49,8 @@ class QuadraticTasks:
         L: float = 1.0,
         seed: int = 0,
     ) -> None:
-        for key, value in (("clients", clients), ("dim", dim), ("tasks", tasks)):
-            if value < 1:
-                raise BadInput(f"problem.{key}", value, "an integer of at least 1")
-        for key, number in (("heterogeneity", heterogeneity), ("spread", spread)):
-            if not (np.isfinite(number) and number >= 0):
-                raise BadInput(f"problem.{key}", number, "a finite number of at least 0")
-        if not (0 < mu <= L < np.inf):
-            raise BadInput("problem.mu", mu, f"a number above 0 and at most L ({L})")
-        if seed < 0:
-            raise BadInput("problem.seed", seed, "an integer of at least 0")
+        sizes = {"heterogeneity": heterogeneity, "spread": spread}
+        hold({"clients": clients, "dim": dim, "tasks": tasks}, sizes, mu, L, seed)
         self.dim = dim
         draw = np.random.Generator(np.random.Philox(seed))
 
