@@ -229,6 +229,24 @@ def memory(
     return 1 if failures else 0
 
 
+@app.command(cls=Command)
+def tune(
+    config_file: ConfigFile,
+    overrides: Overrides = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Trials of each algorithm, instead of 16.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a tuning that was interrupted.")
+    ] = None,
+    then_run: Annotated[bool, typer.Option("--then-run", help="Run tuned.toml into DIR/run.")] = False,
+) -> int:
+    """Find good options for every algorithm, on seeds of their own: see the table [tune]."""
+    from experiments.tune import TUNED, run_tune
+
+    folder = out or _unused(f"{config_file.stem}-tune")
+    status = run_tune(config_file, overrides or (), folder, trials, stdout())
+    return status or (run(folder / TUNED, out=folder / "run") if then_run else 0)
+
+
 # ---- their parts ----
 
 

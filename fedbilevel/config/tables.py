@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from fedbilevel.config.packaged import or_packaged, packaged
+from fedbilevel.config.tune import TuneTable
 from fedbilevel.config.validation import typed, unknown_key, validated
 from fedbilevel.data import partition_parameters
 from fedbilevel.errors import NOTHING, BadInput
@@ -132,6 +133,7 @@ class Config(Strict):
     engine: EngineTable = EngineTable()
     options: dict[str, Any] = Field(default_factory=dict, description="for every algorithm that takes them")
     algorithms: dict[str, dict[str, Any]] = Field(min_length=1)
+    tune: TuneTable | None = None
 
     @field_validator("title")
     @classmethod
@@ -151,8 +153,8 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config, override keys of it, and check it.
 
     overrides: "table.key=value" each; the value is TOML, or else a plain string. Of `run.iterations` and `run.rounds`,
-    the one that is overridden replaces the other. The title names what is overridden, but for `run` and `engine`: it
-    may describe what no longer holds. Files of your own, named in `[problem]` or as an algorithm, are
+    the one that is overridden replaces the other. The title names what is overridden, but for `run`, `engine` and
+    `tune`: it may describe what no longer holds. Files of your own, named in `[problem]` or as an algorithm, are
     found from here, or else from the config's folder. The name of a packaged config stands for its file.
 
     Raises BadInput for a file that cannot be read, for TOML that cannot be parsed, and for every key that is unknown,
@@ -198,7 +200,7 @@ def _tell(tables: dict[str, Any], told: Mapping[tuple[str, ...], str]) -> None:
     """Let the title name what was overridden, unless it is the title itself: it describes what was there before."""
     title = tables.get("title", Config.model_fields["title"].default)
     if isinstance(title, str) and ("title",) not in told:
-        changes = [text for path, text in told.items() if path[0] not in ("run", "engine")]
+        changes = [text for path, text in told.items() if path[0] not in ("run", "engine", "tune")]
         whole = "; ".join([title, *(text if text.isprintable() else repr(text) for text in changes)])
         tables["title"] = whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 3]}..."
 

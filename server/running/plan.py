@@ -171,9 +171,9 @@ def resolved(config: Config) -> Config:
 def fingerprint(config: Config) -> str:
     """A digest of everything in a resolved config that its runs' numbers depend on, the text of user's files included.
 
-    Left out is what a run may be taken up again with: title, targets, and the engine.
+    Left out is what a run may be taken up again with: title, targets, and the engine; and what only tuning reads.
     """
-    tables = config.model_dump(mode="json", exclude={"title": True, "engine": True, "run": {"targets"}})
+    tables = config.model_dump(mode="json", exclude={"title": True, "engine": True, "tune": True, "run": {"targets"}})
     sources = [source_of(name) for name in config.files]
     text = json.dumps([tables, sources], sort_keys=True)
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()

@@ -145,11 +145,13 @@ def run_one(
     keep: Callable[[Checkpoint], None] | None = None,
     tick: Callable[[int, int], None] = lambda iteration, rounds: None,
     say: Callable[[str], None] = warnings.warn,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Run to the end and return the result; `observe` receives every row when it is made.
 
     resume, keep: continue from a checkpoint, and receive one after every evaluation; tick: told of every iteration and
-    the rounds so far; say: told in a line what the reader of the results should know.
+    the rounds so far; say: told in a line what the reader of the results should know;
+    enough: whether to end early, asked after every iteration.
 
     Raises NonFinite, naming algorithm, seed, iteration and operation, when a loss or a mean is not finite, and
     ClientFailed when a client raises.
@@ -171,6 +173,8 @@ def run_one(
     iteration = 0
 
     def done() -> bool:
+        if enough():
+            return True
         if table.iterations is not None:
             return iteration >= table.iterations
         return fed.ledger.rounds >= (table.rounds or 0)

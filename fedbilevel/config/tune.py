@@ -1,0 +1,97 @@
+"""The `[tune]` table of a config: what is looked for, over which ranges, and on which seeds."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedbilevel.errors import BadInput
+from fedbilevel.results.history import METRIC_PREFIX
+from fedbilevel.results.targets import MEASURES, Target
+from fedbilevel.strict import MOST, Strict
+
+Spent = Literal["rounds", "uplink_bytes", "bytes", "simulated_seconds"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Bound = Annotated[int, Field(ge=-MOST, le=MOST)] | Finite
+Choice = bool | int | Finite | str
+
+
+class Range(Strict):
+    """The numbers of an option between two ends: integers where both are written as such, or with `integer`.
+
+    >>> Range(low=1, high=8).integers, Range(low=0.1, high=1).integers
+    (True, False)
+    """
+
+    low: Bound
+    high: Bound
+    log: bool = Field(False, description="equal shares of the range to equal factors")
+    integer: bool | None = Field(None, description="whole numbers only; default: where low and high are written so")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Range:
+        if not self.low < self.high:
+            raise BadInput("high", self.high, f"a number above low (= {self.low:g})")
+        if self.log and self.low <= 0:
+            raise BadInput("low", self.low, "a number above 0 with log = true")
+        for name, end in (("low", self.low), ("high", self.high)):
+            if self.integer and end != int(end):
+                raise BadInput(name, end, "an integer with integer = true")
+        return self
+
+    @property
+    def integers(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int) if self.integer is None else self.integer
+
+
+Choices = Annotated[list[Choice], Field(min_length=1)]
+Ranges = dict[str, Range | Choices]
+"""By option: a range of numbers, or the values to choose from."""
+
+
+class TuneTable(Strict):
+    """The `[tune]` table; every key of it may be left out."""
+
+    fewest: Spent | None = Field(None, description="what is to be least when a run meets the target")
+    target: Annotated[float, Field(gt=0, le=1)] | Target | None = Field(
+        None, description="as an entry of run.targets; default: the last of them"
+    )
+    best: str | None = Field(None, description="in place of fewest: the column to be best at the end of the run")
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=1)] | None = Field(
+        None, description="of every trial's runs, none of run.seeds; default: the first two that are free"
+    )
+    trials: int = Field(16, ge=1, le=10_000, description="of each algorithm")
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    seed: int = Field(0, ge=0, lt=2**62, description="draws what is tried")
+    ranges: Ranges = Field(default_factory=dict, description="of every algorithm that has the option")
+    algorithms: dict[str, Ranges] = Field(default_factory=dict, description="of one algorithm, by its label")
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> TuneTable:
+        if self.best is not None:
+            if self.best not in MEASURES and not self.best.startswith(METRIC_PREFIX):
+                near = difflib.get_close_matches(self.best, MEASURES, n=1, cutoff=0.5)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise BadInput("best", self.best, f"{', '.join(MEASURES)} or {METRIC_PREFIX}NAME{hint}")
+            for name, value in (("fewest", self.fewest), ("target", self.target)):
+                if value is not None:
+                    raise BadInput(name, value, f"only one of best (= {self.best}) and {name}")
+        if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
+            raise BadInput("seeds", self.seeds, "seeds that differ from each other")
+        return self
+
+    def seeds_beside(self, taken: list[int]) -> list[int]:
+        """The seeds of the trials where these are the run's. Raises BadInput where they overlap.
+
+        >>> TuneTable().seeds_beside([0, 2])
+        [1, 3]
+        """
+        if self.seeds is None:
+            return [seed for seed in range(len(taken) + 2) if seed not in taken][:2]
+        if common := [seed for seed in self.seeds if seed in taken]:
+            allowed = f"seeds that run.seeds does not have (both have {', '.join(map(str, common))})"
+            raise BadInput("tune.seeds", self.seeds, allowed)
+        return self.seeds

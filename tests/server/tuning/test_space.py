@@ -1,0 +1,95 @@
+# Ranges, the points in them, and what is said of an optimum at an end.
+
+from __future__ import annotations
+
+import pytest
+
+from fedbilevel.config.tables import check
+from fedbilevel.config.tune import Range
+from fedbilevel.errors import BadInput
+from server.running.plan import plan
+from server.tuning.space import cast, edge, grid, spaces
+
+
+def config(tune, **algorithms):
+    run = {"iterations": 4, "seeds": [0, 1]}
+    tables = {"run": run, "problem": {"name": "quadratic"}, "algorithms": algorithms or {"aggitd": {}, "f2sa": {}}}
+    return check(tables | ({} if tune is None else {"tune": tune}))
+
+
+def of(tune, **algorithms):
+    made = config(tune, **algorithms)
+    return spaces(made, plan(made))
+
+
+@pytest.mark.parametrize("tune", [None, {}, {"trials": 3}])
+def test_without_ranges_each_algorithm_has_those_of_its_own_steps(tune):
+    found = of(tune)
+    assert set(found["aggitd"]) == {"upper_step", "lower_step", "neumann_step"}
+    assert set(found["f2sa"]) == {"upper_step", "lower_step", "penalty"}
+    assert found["f2sa"]["penalty"] == Range(low=1.0, high=1000.0, log=True)
+
+
+def test_ranges_that_are_named_are_all_there_are_and_its_own_win():
+    shared, own = {"low": 0.1, "high": 1.0}, {"low": 2.0, "high": 3.0}
+    found = of({"ranges": {"lower_step": shared, "penalty": [1.0, 5.0]}, "algorithms": {"f2sa": {"lower_step": own}}})
+    assert found == {"aggitd": {"lower_step": Range(**shared)}, "f2sa": {"lower_step": Range(**own), "penalty": [1, 5]}}
+
+
+@pytest.mark.parametrize(
+    ("tune", "said"),
+    [
+        ({"ranges": {"upper_step": {"low": 2.0, "high": 1.0}}}, "tune.ranges.upper_step.high: got 1.0"),
+        ({"ranges": {"upper_step": {"low": 1.0, "high": 1.0}}}, "tune.ranges.upper_step.high: got 1.0"),
+        ({"ranges": {"upper_step": {"low": 0.0, "high": 1.0, "log": True}}}, "tune.ranges.upper_step.low: got 0.0"),
+        ({"ranges": {"uper_step": [1.0]}}, r"tune.ranges.uper_step: .*did you mean 'upper_step'"),
+        ({"ranges": {"lower_rounds": {"low": 1.5, "high": 3.0}}}, "tune.ranges.lower_rounds: got 1.5"),
+        ({"ranges": {"lower_step": {"low": -1.0, "high": 3.0}}}, "tune.ranges.lower_step: got -1.0"),
+        ({"algorithms": {"aggitd": {"penalty": [1.0]}}}, "tune.algorithms.aggitd.penalty: "),
+        ({"algorithms": {"agitd": {"penalty": [1.0]}}}, "tune.algorithms: .*did you mean 'aggitd'"),
+        ({"best": "test_acuracy"}, "tune.best: .*did you mean 'test_accuracy'"),
+        ({"best": "value", "fewest": "rounds"}, "tune.fewest: got 'rounds'"),
+        ({"trails": 3}, "tune.trails: .*did you mean 'trials'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tune, said):
+    with pytest.raises(BadInput, match=said):
+        of(tune)
+
+
+def test_seeds_are_none_of_the_runs():
+    assert config({}).tune.seeds_beside([0, 1]) == [2, 3]
+    with pytest.raises(BadInput, match=r"tune.seeds: got \[1, 7\].*both have 1"):
+        config({"seeds": [1, 7]}).tune.seeds_beside([0, 1])
+
+
+def test_a_grid_has_the_ends_and_equal_factors():
+    space = {"a": Range(low=0.01, high=100.0, log=True), "b": [True, False]}
+    points = grid(space, 11)
+    assert [point["a"] for point in points[::2]] == [0.01, 0.1, 1.0, 10.0, 100.0]  # 5 x 2 of at most 11
+    assert [point["b"] for point in points[:2]] == [True, False]
+    with pytest.raises(BadInput, match=r"tune.trials: got 3; allowed: at least 4"):
+        grid(space, 3)
+    assert [point["n"] for point in grid({"n": Range(low=1, high=5)}, 3)] == [1, 3, 5]
+
+
+def test_numbers_are_rounded_within_their_range():
+    assert cast(Range(low=0.12345, high=1.0), 0.12346) == 0.1235
+    assert cast(Range(low=0.12344, high=1.0), 0.12344) == 0.12344
+    assert cast(Range(low=1.0, high=9.0, integer=True), 4.0) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "value", "next_try"),
+    [
+        (Range(low=1.0, high=100.0, log=True), 1.2, "0.1 to 10"),  # log(1.2)/log(100) = 4 %
+        (Range(low=1.0, high=100.0, log=True), 1.3, None),  # 5.7 %
+        (Range(low=0.0, high=1.0), 0.96, "0.5 to 1.5"),
+        (Range(low=0.0, high=1.0), 0.04, "0 to 0.5"),
+        (Range(low=0.0, high=1.0), 0.06, None),
+        (Range(low=1, high=9), 9, "5 to 13"),
+    ],
+)
+def test_an_optimum_in_the_outer_twentieth_is_told_where_to_look_next(given, value, next_try):
+    text = edge("mine", "step", given, value)
+    assert (text and text.partition("next try ")[2]) == next_try
