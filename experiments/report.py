@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.formats import latex, markdown, print_sheets
+from experiments.formats import Sheet, latex, markdown, print_sheets
+from experiments.judgement import Trial, judged_sheets, rank_sheet, shared_costs
 from experiments.outcome import Line, sheets, unseen
 from experiments.terminal import say
 from fedbilevel.config.tables import Config, read
 from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.figures.curves import XAxis
 from fedbilevel.figures.figure import draw, hold_drawable, main_column
+from fedbilevel.figures.profile import draw_profiles
 from fedbilevel.report import RunDirectory
 from fedbilevel.report.directory import figures
 from fedbilevel.results import summarise, write_summary
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.summary import runs, summary_text
 from fedbilevel.results.targets import Target
+from fedbilevel.statistics.profiles import profiles, ranks
+from fedbilevel.statistics.table import lines, write_statistics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,13 +66,17 @@ class Looks:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What several run directories hold together; `bases`: which algorithm of which directory a label stands for."""
+    """What several run directories hold together, and each problem among them for itself.
+
+    bases: which algorithm of which directory a label stands for.
+    """
 
     rows: list[Row]
     bases: Mapping[str, tuple[str, Path]]
     unfinished: frozenset[tuple[str, object]]
     targets: list[float | Target] | None
     title: str
+    trials: Sequence[Trial]
 
 
 def report(
@@ -83,7 +91,9 @@ def report(
     """Redraw one run directory in place, or compare several: on the terminal, and in the new folder `out`.
 
     Of several, algorithms of the same name are told apart by the directory, and a ratio says how many rounds each needs
-    of what it needs in the first. Nothing that the runs name as files of a person's own is executed.
+    of what it needs in the first. Of several seeds and algorithms, tables and `statistics.csv` say how sure the
+    comparison is; of several problems, average ranks and the figure `performance_profile` do. Nothing that the runs
+    name as files of a person's own is executed.
 
     anyway: also compare runs of different problems. Raises BadInput for these, for a column that no run has, and for
     directories that are none, or damaged.
@@ -116,8 +126,12 @@ def report(
                 log_y=looks.log_y,
                 unfinished=found.unfinished,
             )
+    judged = judgement(found, place)
     if form == "text":
         print_summary(console, summary)
+        if judged:
+            say(console, "")
+            print_sheets(console, judged)
         print_unseen(console, found.rows)
         if place is not None:
             print_files(console, place)
@@ -125,8 +139,26 @@ def report(
         say(console, summary_text(summary).rstrip("\n"))
     else:
         last = unseen(found.rows)
-        parts = [*sheets(summary), *([last] if last else [])]
+        parts = [*sheets(summary), *judged, *([last] if last else [])]
         say(console, "\n\n".join(map({"markdown": markdown, "latex": latex}[form], parts)))
+
+
+def judgement(found: Gathered, place: Path | None) -> list[Sheet]:
+    """The tables that say how sure the comparison is; `statistics.csv` and the profiles are written to `place`."""
+    over_seeds = [(trial, trial.judged()) for trial in found.trials]
+    several = len(found.trials) > 1
+    tables = [sheet for trial, each in over_seeds for sheet in judged_sheets(each, trial.name if several else "")]
+    costs, told = shared_costs(found.trials)
+    ranked = ranks(costs) if costs else None
+    if ranked is not None:
+        tables.append(rank_sheet(ranked, told))
+    if place is not None:
+        if tables:
+            judged = [one for _, each in over_seeds for one in each]
+            write_statistics(place / "statistics.csv", lines(judged, ranked))
+        if costs:
+            draw_profiles(profiles(costs), place, title=found.title)
+    return tables
 
 
 def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
@@ -151,10 +183,37 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
         bases |= {own: (label, folder) for label, own in labels.items()}
         rows += [row | {"algorithm": labels[str(row["algorithm"])]} for row in history]
         unfinished |= {(labels[label], seed) for label, seed in broken_off(config, history)}
-    asked = list(dict.fromkeys(target for config in configs for target in config.run.targets or ()))
-    targets = asked if asked or all(config.run.targets is not None for config in configs) else None
+    targets = _targets(configs)
     titles = dict.fromkeys(config.title for config in configs)
-    return Gathered(rows, bases, frozenset(unfinished), targets, ", ".join(titles))
+    trials = _trials(dict(zip(folders, configs, strict=True)), names, rows, bases)
+    return Gathered(rows, bases, frozenset(unfinished), targets, ", ".join(titles), trials)
+
+
+def _trials(
+    configs: Mapping[Path, Config], names: Sequence[str], rows: Sequence[Row], bases: Mapping[str, tuple[str, Path]]
+) -> list[Trial]:
+    """The runs of each problem, by the first directory that has it; targets as for all of its directories together."""
+    called = dict(zip(configs, names, strict=True))
+    groups: list[list[Path]] = []
+    for folder, config in configs.items():
+        group = next((group for group in groups if _problem(configs[group[0]]) == _problem(config)), None)
+        if group is None:
+            groups.append([folder])
+        else:
+            group.append(folder)
+    trials = []
+    for group in groups:
+        labels = {label: base for label, (base, folder) in bases.items() if folder in group}
+        own = [row for row in rows if row["algorithm"] in labels]
+        targets = _targets([configs[folder] for folder in group])
+        trials.append(Trial(", ".join(called[folder] for folder in group), own, targets, labels))
+    return trials
+
+
+def _targets(configs: Sequence[Config]) -> list[float | Target] | None:
+    """The targets that any of them asks for; None (common accuracies) where none does and one leaves it open."""
+    asked = list(dict.fromkeys(target for config in configs for target in config.run.targets or ()))
+    return asked if asked or all(config.run.targets is not None for config in configs) else None
 
 
 def broken_off(config: Config, rows: Sequence[Row]) -> set[tuple[str, object]]:

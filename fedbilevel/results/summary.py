@@ -90,6 +90,20 @@ def summary_text(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
+def rounds_until(rows: Iterable[Row], target: Target) -> dict[str, dict[object, float]]:
+    """The rounds that each seed of each algorithm spent until the target, as `summarise` counts them; inf: never.
+
+    Algorithms in which no row has the target's column are left out.
+    """
+    found: dict[str, dict[object, float]] = {}
+    for algorithm, by_seed in runs(rows).items():
+        if measured([row for run in by_seed.values() for row in run], [target.column]):
+            places = {seed: _arrival(run, target) for seed, run in by_seed.items()}
+            spent = {seed: _cost(*place, "round") if place else None for seed, place in places.items()}
+            found[algorithm] = {seed: math.inf if cost is None else cost for seed, cost in spent.items()}
+    return found
+
+
 def _arrivals(seeds: list[list[Row]], target: Target | None) -> dict[str, object]:
     line: dict[str, object] = dict.fromkeys(SUMMARY_COLUMNS[1 : SUMMARY_COLUMNS.index("final_round")])
     line["seeds"] = len(seeds)
