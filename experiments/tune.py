@@ -17,9 +17,10 @@ from experiments.terminal import busy, complain, fancy, print_table, say
 from fedbilevel.config.tables import Config, read, write
 from fedbilevel.config.tune import Range, TuneTable
 from fedbilevel.errors import BadInput
-from fedbilevel.figures.sensitivity import Points, draw_sensitivity
+from fedbilevel.figures.sensitivity import Panel, Points, draw_sensitivity
 from fedbilevel.machine.device import chosen
 from fedbilevel.results.files import write_whole
+from fedbilevel.results.targets import named
 from server.running.experiment import Observer
 from server.tuning.space import edge, with_options
 from server.tuning.study import JOURNAL, Tried, Tuning, winner
@@ -122,19 +123,25 @@ def _write_trials(tuning: Tuning, tried: Sequence[Tried], out: Path) -> None:
 
 
 def _draw(tuning: Tuning, tried: Sequence[Tried], winners: dict[str, Tried | None], out: Path) -> None:
-    points = {}
+    panels = {}
     for label, mine in _by_label(tuning, tried).items():
-        best = winners[label]
-        points[label] = [
+        best, goal = winners[label], tuning.goal
+        reached = any(each.trial.objective is not None for each in mine)
+        found = [each.trial.objective if reached else each.trial.value for each in mine]
+        points = [
             Points(
                 name,
-                [(each.options[name], each.trial.objective) for each in mine],
+                [(each.options[name], value) for each, value in zip(mine, found, strict=True)],
                 None if best is None else best.options[name],
+                (float(given.low), float(given.high)) if isinstance(given, Range) else None,
                 isinstance(given, Range) and given.log,
             )
             for name, given in tuning.spaces[label].items()
         ]
-    draw_sensitivity(points, out, title=tuning.config.title, goal=tuning.goal.text)
+        at_end = named(goal.column) if goal.column else "measure at the end"
+        value = f"best {named(goal.target.column)}" if goal.target is not None else at_end
+        panels[label] = Panel(named(goal.spent) if reached and goal.spent is not None else value, points)
+    draw_sensitivity(panels, out, title=tuning.config.title, about=tuning.goal.text)
 
 
 # ---- what is said ----

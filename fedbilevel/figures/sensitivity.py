@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,45 +24,54 @@ _WIDTH, _HEIGHT = 2.9, 2.3  # inches of each of the axes with its labels
 class Points:
     """One option of one algorithm. points: (value, objective), with None for a trial that has none; best: the winner's.
 
-    numbers: whether the values are numbers of a range; log: on a logarithmic axis.
+    ends: those of its range, None for names or numbers to choose from; log: on a logarithmic axis.
     """
 
     option: str
     points: Sequence[tuple[object, float | None]]
     best: object = None
+    ends: tuple[float, float] | None = None
     log: bool = False
 
 
-def draw_sensitivity(
-    algorithms: Mapping[str, Sequence[Points]], folder: PathLike, *, title: str, goal: str
-) -> list[Path]:
+@dataclass(frozen=True)
+class Panel:
+    """An algorithm's row: what its objective is, in words, and its options."""
+
+    measure: str
+    options: Sequence[Points]
+
+
+def draw_sensitivity(algorithms: Mapping[str, Panel], folder: PathLike, *, title: str, about: str) -> list[Path]:
     """Write `sensitivity` as `.png`, `.svg` and `.pdf` into an existing folder: a row of axes for each algorithm.
 
     Trials without an objective (given up, failed, short of the target) are crosses at the top. The same numbers give
-    the same bytes. goal: what the objective is, in words.
+    the same bytes. about: what stands small below the title.
 
     Raises BadInput if a file cannot be written.
     """
-    drawn = {label: options for label, options in algorithms.items() if options}
+    drawn = {label: panel for label, panel in algorithms.items() if panel.options}
     if not drawn:
         return []
     with look():
-        return save(_figure(drawn, title, goal), folder, STEM)
+        return save(_figure(drawn, title, about), folder, STEM)
 
 
-def _figure(algorithms: Mapping[str, Sequence[Points]], title: str, goal: str) -> Figure:
+def _figure(algorithms: Mapping[str, Panel], title: str, about: str) -> Figure:
     from matplotlib.figure import Figure
 
-    across = max(map(len, algorithms.values()))
-    figure = Figure(figsize=(_WIDTH * max(across, 2), _HEIGHT * len(algorithms) + 0.6), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold", parse_math=False)
-    grid = figure.subplots(len(algorithms), max(across, 2), squeeze=False)
+    across = max(max(len(panel.options) for panel in algorithms.values()), 2)
+    figure = Figure(figsize=(_WIDTH * across, _HEIGHT * len(algorithms) + 0.7), layout="constrained")
+    head = [textwrap.fill(text, 40 * across, break_on_hyphens=False) for text in (title, about)]
+    figure.suptitle(head[0], fontsize=13, fontweight="bold", parse_math=False)
+    figure.supxlabel(head[1], fontsize=9, color=QUIET, parse_math=False)
+    grid = figure.subplots(len(algorithms), across, squeeze=False)
     chosen = styles(algorithms)
-    for row, (label, options) in zip(grid, algorithms.items(), strict=True):
-        for axes, option in zip(row, options, strict=False):
+    for row, (label, panel) in zip(grid, algorithms.items(), strict=True):
+        for axes, option in zip(row, panel.options, strict=False):
             _draw(axes, option, chosen[label])
-        row[0].set_ylabel(f"{label}\n{goal}", fontsize=9, parse_math=False)
-        for axes in row[len(options) :]:
+        row[0].set_ylabel(f"{label}\n{panel.measure}", fontsize=9, parse_math=False)
+        for axes in row[len(panel.options) :]:
             axes.set_axis_off()
     return figure
 
@@ -78,6 +88,10 @@ def _draw(axes: Axes, option: Points, style: Style) -> None:
     lost = [place(value) for value, found in option.points if found is None]
     if number and option.log:
         axes.set_xscale("log")
+    if option.ends is not None:
+        low, high = option.ends
+        margin = (high / low) ** 0.03 if option.log else 0.03 * (high - low)
+        axes.set_xlim(*((low / margin, high * margin) if option.log else (low - margin, high + margin)))
     if met:
         values, found = zip(*met, strict=True)
         axes.scatter(values, found, s=16, color=style.colour)
@@ -87,7 +101,7 @@ def _draw(axes: Axes, option: Points, style: Style) -> None:
     else:
         axes.set_yticks([])
     if lost:
-        axes.scatter(lost, [1.0] * len(lost), s=16, marker="x", color=QUIET, transform=axes.get_xaxis_transform())  # type: ignore[arg-type]  # names or numbers
+        axes.scatter(lost, [0.96] * len(lost), s=16, marker="x", color=QUIET, transform=axes.get_xaxis_transform())  # type: ignore[arg-type]  # names or numbers
     if option.best is not None:
         axes.axvline(place(option.best), color=style.colour, linewidth=0.8, linestyle=(0, (3, 2)))  # type: ignore[arg-type]  # a name or a number
     axes.set_xlabel(option.option, fontsize=9, parse_math=False)
