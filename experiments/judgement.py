@@ -97,7 +97,8 @@ def _won(pair: Pair | None) -> str:
 def shared_costs(trials: Sequence[Trial]) -> tuple[Costs, list[str]]:
     """The median rounds of each algorithm that every problem with a target has, and which problems these are.
 
-    The second is in words, with each problem's target. Nothing where these are fewer than two problems or algorithms.
+    The second is in words, with each problem's target, and names the algorithms that are left out. Nothing where these
+    are fewer than two problems or algorithms.
     """
     found = [(trial.name, one) for trial in trials if (one := trial.hardest()) is not None]
     if len(found) < 2:
@@ -106,6 +107,9 @@ def shared_costs(trials: Sequence[Trial]) -> tuple[Costs, list[str]]:
     if len(names) < 2:
         return [], []
     told = [f"{name}: {target.text}" for name, (target, _) in found]
+    rest = sorted({name for trial in trials for name in trial.algorithms.values()} - set(names))
+    if rest:
+        told.append(f"not once in every problem, so left out: {', '.join(rest)}")
     return [{name: costs[name] for name in names} for _, (_, costs) in found], told
 
 
