@@ -78,6 +78,18 @@ def fedbilevel(
 
 
 @app.command(cls=Command)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path("experiment.toml"),
+    problem: Annotated[str, typer.Option(metavar="NAME", help="See fedbilevel list.")] = "hyper_representation",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a config to begin with, which runs as it is and says what every key means."""
+    from experiments.init import run_init
+
+    run_init(path, problem, stdout(), force=force)
+
+
+@app.command(cls=Command)
 def run(
     config_file: ConfigFile,
     overrides: Overrides = None,

@@ -1,0 +1,71 @@
+# A config to begin with: it runs as it is, names every key that the models check, and replaces nothing unasked.
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.init import starter
+from fedbilevel.config.tables import DataTable, EngineTable, RunTable
+from fedbilevel.problems import PROBLEMS
+from tests.console import refused, rows
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def part(text: str, header: str) -> str:
+    """The lines of a table."""
+    return text.split(f"\n[{header}]\n")[1].split("\n[")[0]
+
+
+def test_the_config_runs_as_it_is_and_the_answer_says_how(capsys):
+    assert main(["init"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Next: fedbilevel run experiment.toml"
+    assert main(["run", "experiment.toml", "--out", "a", "--set", "run.rounds=20", "--set", "problem.hidden=[4]"]) == 0
+    assert {row["algorithm"] for row in rows("a")} == {"aggitd", "fednest"}
+
+
+def test_every_key_of_a_table_is_there_with_its_default_and_its_meaning():
+    text = starter("hyper_representation")
+    for header, model in (("run", RunTable), ("data", DataTable), ("engine", EngineTable)):
+        keys = re.findall(r"^(?:# )?(\w+)(?: =|:)", part(text, header), re.MULTILINE)
+        assert set(model.model_fields) <= set(keys)
+        assert len(keys) == len(set(keys))
+    assert '# name = "local"  # a name of `fedbilevel list`' in part(text, "engine")
+    assert "# latency_ms = 50.0" in part(text, "systems.network")
+    assert "rounds = 200  # a run ends with the iteration that reaches this many rounds" in part(text, "run")
+
+
+@pytest.mark.parametrize("problem", sorted(PROBLEMS))
+def test_a_key_holds_as_well_without_its_comment_mark(problem):
+    text = starter(problem)
+    assert tomllib.loads(text)["problem"]["name"] == problem
+    bare = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    assert set(tomllib.loads(text)["run"]) < set(tomllib.loads(bare)["run"])
+
+
+@pytest.mark.parametrize("problem", ["quadratic", "minimax_quadratic", "sinusoid"])
+def test_a_problem_of_each_kind_has_a_config_that_runs(problem, capsys):
+    assert main(["init", "mine.toml", "--problem", problem]) == 0
+    assert main(["run", "mine.toml", "--out", "a", "--set", "run.rounds=20"]) == 0
+    assert len({row["algorithm"] for row in rows("a")}) == 2
+
+
+def test_a_file_that_is_there_is_replaced_by_force_alone(capsys):
+    Path("mine.toml").write_text("kept")
+    assert "--force" in refused(capsys, "init", "mine.toml")
+    assert Path("mine.toml").read_text() == "kept"
+    assert main(["init", "mine.toml", "--force"]) == 0
+    assert Path("mine.toml").read_text() == starter("hyper_representation")
+
+
+def test_an_unknown_problem_is_named_with_the_nearest(capsys):
+    assert "did you mean 'quadratic'?" in refused(capsys, "init", "--problem", "quadratik")
+    assert not Path("experiment.toml").exists()
