@@ -42,6 +42,12 @@ _OWN_OPTIONS: dict[str, Table] = {
     "hyper_representation": {"upper_step": 1.0, "lower_step": 0.2, "neumann_step": 0.3},
 }
 
+_OWN_SETTINGS: dict[str, Table] = {
+    "unlearning": {"forget_class": 0},
+    "loss_tuning": {"imbalance": 10, "largest": 60, "upper_examples": 20},
+}
+"""What a problem needs on the digits that it has no default for, or another one."""
+
 
 def run_init(path: Path, problem: str, console: Console, *, force: bool) -> None:
     """Write a config for a problem of `fedbilevel list` to `path`, and say what to type next.
@@ -79,7 +85,7 @@ def _settings(problem: str) -> Table:
     tables: Table = {
         "title": problem,
         "run": {"seeds": [0], "rounds": 200, "evaluate_every": 10},
-        "problem": {"name": problem, **defaults(problem)},
+        "problem": {"name": problem, **defaults(problem), **_OWN_SETTINGS.get(problem, {})},
     }
     if needs_data(problem):
         tables["data"] = {"name": "digits", "clients": 20, "partition": "dirichlet", "alpha": 0.3}
