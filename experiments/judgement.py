@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from experiments.outcome import NEVER, count
 from fedbilevel.results.history import Row
 from fedbilevel.results.summary import rounds_until
 from fedbilevel.results.targets import Target, resolve_targets
-from fedbilevel.statistics.intervals import few, median_interval
+from fedbilevel.statistics.intervals import few
 from fedbilevel.statistics.pairs import Pair
 from fedbilevel.statistics.profiles import Costs, Ranks
 from fedbilevel.statistics.table import Judged, judge
@@ -42,7 +43,7 @@ class Trial:
         names = list(self.algorithms.values())
         for target in resolve_targets(self.rows, self.targets):
             costs = {
-                self.algorithms[label]: median_interval([*seeds.values()]).median
+                self.algorithms[label]: statistics.median(seeds.values())
                 for label, seeds in rounds_until(self.rows, target).items()
                 if names.count(self.algorithms[label]) == 1
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,9 +65,7 @@ def run_tune(path: Path, overrides: Sequence[str], out: Path, trials: int | None
     except KeyboardInterrupt as interrupt:
         complain(f"interrupted; go on with the same command and --out {shlex.quote(str(out))}")
         return 130 if type(interrupt) is KeyboardInterrupt else 143
-    tried = _before(tuning, out)
     winners = {label: winner(mine) for label, mine in _by_label(tuning, tried).items()}
-    _write_trials(tuning, tried, out)
     write_whole(out / TUNED, write(tuned(config, tuning, winners)).encode())
     _draw(tuning, tried, winners, out)
     _report(tuning, tried, winners, console)
@@ -109,12 +108,12 @@ def _by_label(tuning: Tuning, tried: Sequence[Tried]) -> dict[str, list[Tried]]:
 
 
 def _write_trials(tuning: Tuning, tried: Sequence[Tried], out: Path) -> None:
-    """Write `trials.csv`: a row for every trial, a column for every option that some trial was given."""
+    """Write `trials.csv`: a row for every trial, algorithm by algorithm; a column for every option that has a range."""
     options = list(dict.fromkeys(name for space in tuning.spaces.values() for name in space))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["algorithm", "trial", *options, "objective", "value", "reached", "rounds", "state"])
-    for each in tried:
+    for each in itertools.chain(*_by_label(tuning, tried).values()):
         given = [each.options.get(name, "") for name in options]
         trial = each.trial
         found = ["" if value is None else repr(value) for value in (trial.objective, trial.value)]

@@ -55,9 +55,8 @@ class Tuning:
         jobs = plan(self.trial_config)
         self.entries = {job.label: job.entry for job in jobs}
         self.spaces = spaces(config, jobs)
-        if tune.sampler == "grid":
-            for space in self.spaces.values():
-                grid(space, tune.trials)
+        gridded = self.spaces if tune.sampler == "grid" else {}
+        self._grids = {label: grid(space, tune.trials) for label, space in gridded.items()}
         self.fingerprint = self._digest()
 
     def check(self) -> None:
@@ -66,10 +65,9 @@ class Tuning:
 
     def trials_of(self, label: str) -> int:
         """How many trials an algorithm has."""
-        space = self.spaces[label]
-        if not space:
+        if not self.spaces[label]:
             return 0
-        return len(grid(space, self.table.trials)) if self.table.sampler == "grid" else self.table.trials
+        return len(self._grids[label]) if self.table.sampler == "grid" else self.table.trials
 
     def open(self, folder: Path) -> dict[str, optuna.Study]:
         """The studies of a folder, by label. Raises BadInput for those of another config."""
@@ -121,7 +119,7 @@ class Tuning:
         """The options of a trial, from those before it."""
         space = self.spaces[label]
         if self.table.sampler == "grid":
-            return grid(space, self.table.trials)[number]
+            return self._grids[label][number]
         import optuna
 
         text = json.dumps([self.table.seed, label, number])
