@@ -197,7 +197,7 @@ def memory_drift_mb() -> float:
 
 _FIRST_ROUND = """
 import os, sys
-from experiments import progress
+from experiments.runs import progress
 def first(self, job, iteration, rounds):
     os._exit(0)
 progress.Display.stepped = first

@@ -5,29 +5,19 @@ What is slow to import (torch, matplotlib) is imported inside the commands, so t
 
 from __future__ import annotations
 
-import io
-import os
-import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
-from typer.core import TyperCommand
 
+from experiments.process import Command, run_command_line
 from experiments.terminal import busy, complain, say, stdout
 
 if TYPE_CHECKING:
-    from fedbilevel.config.tables import Config
     from fedbilevel.report import RunDirectory
-    from server.running.experiment import Experiment
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -43,19 +33,6 @@ RayAddress = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Join this Ray cluster (or: auto), for --engine ray or --jobs.")
 ]
 Jobs = Annotated[int | None, typer.Option(metavar="N", help="Run N algorithms or seeds at a time, as Ray tasks.")]
-
-
-class Command(TyperCommand):
-    """A command whose plain help does not show the backslashes that typer puts there for rich."""
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help."""
-        super().format_help(ctx, formatter)
-        formatter.buffer[:] = [text.replace("\\[", "[") for text in formatter.buffer]
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does."""
 
 
 # ---- the commands ----
@@ -101,8 +78,9 @@ def run(
     jobs: Jobs = None,
 ) -> int:
     """Run every algorithm of a config for every seed."""
-    from experiments.launch import carried
-    from experiments.remarks import before
+    from experiments.runs.complete import execute
+    from experiments.runs.launch import carried
+    from experiments.runs.remarks import before
     from fedbilevel.config.tables import read
     from fedbilevel.errors import BadInput, RunFailed
     from server.running.plan import check_problem, plan, written
@@ -119,7 +97,7 @@ def run(
     try:
         directory.write_config(text)
         directory.write_history([])
-        return _execute(config, directory, ray_address, jobs, restore=False)
+        return execute(config, directory, ray_address, jobs, restore=False)
     except (BadInput, RunFailed):  # of a start that was refused nothing stays that would block the next
         directory.discard()
         raise
@@ -136,8 +114,9 @@ def resume(
     ] = False,
 ) -> int:
     """Go on with a run that was interrupted, where it was."""
-    from experiments.launch import carried
-    from experiments.trust import hold_trusted
+    from experiments.runs.complete import execute
+    from experiments.runs.launch import carried
+    from experiments.runs.trust import hold_trusted
     from fedbilevel.config.tables import read
     from fedbilevel.report import RunDirectory
 
@@ -145,7 +124,7 @@ def resume(
     config = carried(read(directory.config_path), engine, ray_address, jobs)
     for file in hold_trusted(config, directory.path, trust=trust):
         say(stdout(), f"executes {file}")
-    return _execute(config, directory, ray_address, jobs, restore=True)
+    return execute(config, directory, ray_address, jobs, restore=True)
 
 
 @app.command(cls=Command)
@@ -171,8 +150,8 @@ def report(
     anyway: Annotated[bool, typer.Option("--anyway", help="Also compare runs of different problems.")] = False,
 ) -> None:
     """Redraw a run's summary and figures, or compare several runs of one problem."""
-    from experiments.report import FORMATS, Looks
-    from experiments.report import report as write_report
+    from experiments.reading.report import FORMATS, Looks
+    from experiments.reading.report import report as write_report
     from fedbilevel.errors import BadInput, unknown
     from fedbilevel.figures.curves import X_AXES
 
@@ -211,7 +190,7 @@ def check(
     overrides: Overrides = None,
 ) -> int:
     """Hold hypergradients against a dense solve: of every estimator, and of a config's algorithms as they are set."""
-    from experiments.check import run_check
+    from experiments.checks.estimators import run_check
 
     return 0 if run_check(config_file, overrides or [], stdout()) else 1
 
@@ -289,109 +268,9 @@ def _of_option(error: Exception) -> Exception:
     return error
 
 
-def _execute(
-    config: Config, directory: RunDirectory, ray_address: str | None, jobs: int | None, *, restore: bool
-) -> int:
-    from experiments.launch import launched
-
-    with launched(config, directory, ray_address, jobs) as experiment:
-        return _complete(experiment, restore=restore)
-
-
-def _complete(experiment: Experiment, *, restore: bool) -> int:
-    """Run what a run directory still lacks, with the display, and say what came out."""
-    from experiments.progress import display
-    from experiments.remarks import after
-    from experiments.report import print_files, print_summary, print_unseen
-    from fedbilevel.results import summarise
-    from server.running.plan import check_problem
-
-    config, directory, console = experiment.config, experiment.directory, stdout()
-    if restore:
-        with busy("looking over what is there"):
-            experiment.restore()
-            check_problem(experiment.pending())
-        if not experiment.pending():
-            say(console, f"{directory.path}: every run is finished")
-            scratch = directory.path / "checkpoints"
-            if scratch.is_dir() or not directory.is_finished(experiment.history(), config.run.targets):
-                experiment.run()  # it was interrupted at the last step: the summary and the figures may be missing
-            return 0
-    try:
-        with display(console) as experiment.observer:
-            failures = experiment.run()
-    except KeyboardInterrupt as interrupt:
-        complain(f"interrupted; go on with: fedbilevel resume {shlex.quote(str(directory.path))}")
-        return 143 if isinstance(interrupt, Terminated) else 130
-    say(console, "")
-    rows = experiment.history()
-    print_summary(console, summarise(rows, config.run.targets))
-    print_unseen(console, rows)
-    for remark in after(rows):
-        say(console, remark)
-    print_files(console, directory.path)
-    for _, error in failures:
-        complain(str(error))
-    return 1 if failures else 0
-
-
-# ---- the process ----
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """SIGTERM raises Terminated while this lasts."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _once(message: str) -> str:
-    """Typer and click each add the hint to an unknown command."""
-    hint = message[message.find(" Did you mean") :] if " Did you mean" in message else ""
-    return (
-        message.removesuffix(hint) + hint[: len(hint) // 2] if hint and hint == 2 * hint[: len(hint) // 2] else message
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (default: that of the process) and return its exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter must not end a run
-    # threads that wait spin by default, and two processes that do on two cores take ten times as long
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, talks on stderr
-    command = typer.main.get_command(app)
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        with _termination(), command.make_context("fedbilevel", given) as context:
-            return int(command.invoke(context) or 0)
-    except click.exceptions.Exit as finished:
-        return finished.exit_code
-    except click.ClickException as error:
-        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "fedbilevel"
-        complain(f"{_once(error.format_message()).rstrip('.')} (see {asked} --help)")
-        return 2
-    except KeyboardInterrupt as interrupt:
-        complain("interrupted")
-        return 143 if isinstance(interrupt, Terminated) else 130
-    except Exception as error:
-        from fedbilevel.errors import BadInput, RunFailed
-
-        if not isinstance(error, BadInput | RunFailed):
-            raise
-        complain(str(error))
-        return 2 if isinstance(error, BadInput) else 1
+    return run_command_line(app, arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.report import print_files
+from experiments.reading.report import print_files
 from experiments.terminal import print_table, say
 from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput, RunFailed

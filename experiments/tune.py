@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from experiments.report import print_files
+from experiments.reading.report import print_files
 from experiments.terminal import busy, complain, fancy, print_table, say
 from fedbilevel.config.tables import Config, read, write
 from fedbilevel.config.tune import Range, TuneTable

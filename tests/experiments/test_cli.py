@@ -143,9 +143,9 @@ def test_a_name_that_is_nothing_gets_the_nearest(capsys):
 def test_check_is_handed_its_arguments_and_its_answer_is_the_status(monkeypatch):
     seen = []
     answers = iter([True, False])
-    fake = types.ModuleType("experiments.check")
+    fake = types.ModuleType("experiments.checks.estimators")
     fake.run_check = lambda path, overrides, console: (seen.append((path, overrides)), next(answers))[1]
-    monkeypatch.setitem(sys.modules, "experiments.check", fake)
+    monkeypatch.setitem(sys.modules, "experiments.checks.estimators", fake)
     assert main(["check"]) == 0
     assert main(["check", "x.toml", "--set", "a=1", "--set", "b=2"]) == 1
     assert seen == [(None, []), (Path("x.toml"), ["a=1", "b=2"])]

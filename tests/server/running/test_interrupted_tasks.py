@@ -9,7 +9,7 @@ import pytest
 
 import server.running.experiment
 from experiments.cli import main
-from experiments.progress import Lines
+from experiments.runs.progress import Lines
 from tests.console import rows
 
 CONFIG = """

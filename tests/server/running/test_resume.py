@@ -11,7 +11,7 @@ import pytest
 
 import server.running.experiment
 from experiments.cli import main
-from experiments.progress import Display, Lines
+from experiments.runs.progress import Display, Lines
 from tests.console import FILES, config, refused, rows, tree
 
 KILLED = (2, 5, 8, 13)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.judgement import Trial, rank_sheet, shared_costs
+from experiments.reading.judgement import Trial, rank_sheet, shared_costs
 from fedbilevel.results import write_history
 from fedbilevel.statistics.profiles import ranks
 from tests.console import config, tree

@@ -12,8 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from experiments.check import run_check
-from experiments.check_algorithms import OwnAlgorithms, OwnError
+from experiments.checks.algorithms import OwnAlgorithms, OwnError
+from experiments.checks.estimators import run_check
 from experiments.cli import main
 from fedbilevel.config.tables import read
 from server.running.plan import plan

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.formats import Sheet, latex, markdown, print_sheets
-from experiments.outcome import sheets
-from experiments.report import compared
+from experiments.reading.formats import Sheet, latex, markdown, print_sheets
+from experiments.reading.outcome import sheets
+from experiments.reading.report import compared
 from fedbilevel.results import summarise
 from fedbilevel.results.targets import Target
 from tests.fedbilevel.results.rows import run

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import server.running.plan
-from experiments.progress import Bars, Estimate, Lines
+from experiments.runs.progress import Bars, Estimate, Lines
 from fedbilevel.config.tables import read
 from tests.console import config
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from scipy.linalg import expm
 
 from clients.methods.comln import Comln
-from experiments import check_algorithms
-from experiments.check import run_check
-from experiments.check_algorithms import TRUTHS, OwnError, OwnMethods
-from experiments.check_tasks import TaskOracle
+from experiments.checks import algorithms as check_algorithms
+from experiments.checks.algorithms import TRUTHS, OwnError, OwnMethods
+from experiments.checks.estimators import run_check
+from experiments.checks.tasks import TaskOracle
 from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput
 from fedbilevel.problems.inspection import convert
@@ -98,7 +98,7 @@ def test_a_wrong_closed_form_of_a_task_fails(tmp_path: Path, body: str, wrong: s
 
 
 def test_tasks_too_large_for_dense_hessians_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.check_tasks.LARGEST", 22)
+    monkeypatch.setattr("experiments.checks.tasks.LARGEST", 22)
     with pytest.raises(BadInput, match="dimension 23'; allowed: at most 22"):
         checked(network(tmp_path, "pass"))
 

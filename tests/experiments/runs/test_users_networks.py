@@ -10,8 +10,8 @@ import torch
 
 import server.running.experiment
 from experiments.cli import main
-from experiments.progress import Lines
-from experiments.trust import files_of
+from experiments.runs.progress import Lines
+from experiments.runs.trust import files_of
 from fedbilevel.config import setup
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import read

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.formats import Sheet
-from experiments.outcome import NEVER, count
+from experiments.reading.formats import Sheet
+from experiments.reading.outcome import NEVER, count
 from fedbilevel.results.history import Row
 from fedbilevel.results.summary import rounds_until
 from fedbilevel.results.targets import Target, resolve_targets

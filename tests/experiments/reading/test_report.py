@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments.cli import main
-from experiments.report import compared, print_unseen
+from experiments.reading.report import compared, print_unseen
 from fedbilevel.results import read_history, summarise, write_history
 from tests.console import config, refused, rows, tree
 from tests.fedbilevel.results.rows import run

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.formats import Sheet
+from experiments.reading.formats import Sheet
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.spread import QUARTILES_FROM, spread
 from fedbilevel.results.summary import PARTS, runs

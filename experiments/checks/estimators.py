@@ -1,7 +1,7 @@
 """`fedbilevel check`: hypergradients against a dense solve, on a problem of one's own.
 
 Every estimator is run to its end and held to a bound. Beside them stand the config's own algorithms at their own
-settings, for information (`check_algorithms.py`). Local lower levels: `check_tasks.py`.
+settings, for information (`algorithms.py`). Local lower levels: `tasks.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from experiments.check_algorithms import OwnAlgorithms, OwnError, OwnMethods
-from experiments.check_tasks import TaskOracle
+from experiments.checks.algorithms import OwnAlgorithms, OwnError, OwnMethods
+from experiments.checks.tasks import TaskOracle
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, check, read
 from fedbilevel.errors import BadInput

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.check import run_check
+from experiments.checks.estimators import run_check
 from fedbilevel.errors import BadInput
 from server.kit.algorithm import algorithms
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.formats import Sheet, latex, markdown, print_sheets
-from experiments.judgement import Trial, judged_sheets, rank_sheet, shared_costs
-from experiments.outcome import Line, sheets, unseen
+from experiments.reading.formats import Sheet, latex, markdown, print_sheets
+from experiments.reading.judgement import Trial, judged_sheets, rank_sheet, shared_costs
+from experiments.reading.outcome import Line, sheets, unseen
 from experiments.terminal import say
 from fedbilevel.config.tables import Config, read
 from fedbilevel.errors import NOTHING, BadInput

@@ -1,6 +1,6 @@
 """What `fedbilevel check CONFIG.toml` says of the config's own algorithms: how far off their directions are as set.
 
-Estimators run to their end are held to a bound (`check.py`, `check_tasks.py`). This is what a run is in for: one
+Estimators run to their end are held to a bound (`estimators.py`, `tasks.py`). This is what a run is in for: one
 iteration with the config's own N, T, lam, penalty, from the lower level's solution.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.check_tasks import TaskOracle, settled
+from experiments.checks.tasks import TaskOracle, settled
 from fedbilevel.errors import RunFailed
 from fedbilevel.problem import Problem
 from fedbilevel.reference.comparison import relative

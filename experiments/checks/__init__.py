@@ -1,0 +1,1 @@
+"""`fedbilevel check`: hypergradients and meta-gradients against dense references."""
