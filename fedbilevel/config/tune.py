@@ -66,6 +66,7 @@ class TuneTable(Strict):
     trials: int = Field(16, ge=1, le=10_000, description="of each algorithm")
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     seed: int = Field(0, ge=0, lt=2**62, description="draws what is tried")
+    stopping: bool = Field(True, description="give a trial up as soon as it cannot win; false: the full search")
     ranges: Ranges = Field(default_factory=dict, description="of every algorithm that has the option")
     algorithms: dict[str, Ranges] = Field(default_factory=dict, description="of one algorithm, by its label")
 

@@ -151,13 +151,19 @@ class Trial:
 
 
 def run_trial(
-    jobs: Sequence[Job], goal: Goal, best: float, others: Mapping[str, Sequence[float]], observer: Observer
+    jobs: Sequence[Job],
+    goal: Goal,
+    best: float,
+    others: Mapping[str, Sequence[float]],
+    observer: Observer,
+    *,
+    stopping: bool = True,
 ) -> Trial:
     """Run one job per seed, in order, for as long as the trial may still beat `best`, the best score so far.
 
     others: what earlier trials had at each rung. A run ends when it meets the target; the trial when the median over
-    its seeds cannot be below `best` any more, or when its first run is in the worse half at a rung; and when a run
-    fails, which is worth less than all else.
+    its seeds cannot be below `best` any more, or when its first run is in the worse half at a rung (neither without
+    `stopping`); and when a run fails, which is worth less than all else.
     """
     tracks: list[Track] = []
     rungs: dict[str, float] = {}
@@ -189,7 +195,7 @@ def run_trial(
             observer.row(job, row)
             if track.reached:
                 track.ended = True
-            elif job.reached(row) < job.goal and give_up(job, row):
+            elif stopping and job.reached(row) < job.goal and give_up(job, row):
                 track.ended, outcome = True, "stopped"
 
         observer.started(job)

@@ -113,7 +113,7 @@ class Tuning:
             rung: [each.trial.rungs[rung] for each in before if rung in each.trial.rungs] for rung in map(str, RUNGS)
         }
         best = min((each.trial.score for each in before if each.trial.outcome == "complete"), default=FAILED)
-        return run_trial(jobs, self.goal, best, others, observer)
+        return run_trial(jobs, self.goal, best, others, observer, stopping=self.table.stopping)
 
     def _point(self, label: str, study: optuna.Study, number: int) -> dict[str, Any]:
         """The options of a trial, from those before it."""

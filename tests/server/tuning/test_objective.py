@@ -15,7 +15,7 @@ LOSS = Goal("rounds", Target(column="upper_loss", at_most=1.0))
 END = Goal(column="test_accuracy")
 
 
-def trial(monkeypatch, curves, goal=LOSS, best=FAILED, others=None):
+def trial(monkeypatch, curves, goal=LOSS, best=FAILED, others=None, stopping=True):
     """A trial whose seeds have these values in the goal's column at rounds 0, 1, ..."""
     column = goal.in_column([])
 
@@ -37,7 +37,7 @@ def trial(monkeypatch, curves, goal=LOSS, best=FAILED, others=None):
         )
         for seed, curve in enumerate(curves)
     ]
-    return run_trial(jobs, goal, best, others or {}, Observer())
+    return run_trial(jobs, goal, best, others or {}, Observer(), stopping=stopping)
 
 
 def test_the_median_of_the_rounds_to_the_target_and_a_run_ends_there(monkeypatch):
@@ -73,6 +73,13 @@ def test_the_worse_half_at_a_rung_is_given_up_once_there_are_four(monkeypatch, b
     others = {"0.125": [-value for value in before]}
     found = trial(monkeypatch, [[0.5] * 17], END, others=others)
     assert (found.outcome, found.rounds, found.rungs["0.125"]) == (outcome, rounds, -0.5)
+
+
+def test_without_stopping_no_trial_is_given_up_and_a_run_still_ends_at_the_target(monkeypatch):
+    found = trial(monkeypatch, [[9] * 19 + [1, 0, 0], [0] * 9], best=3.0, stopping=False)  # (19 + 0)/2, over 3
+    assert (found.outcome, found.objective, found.rounds) == ("complete", 9.5, 19)
+    found = trial(monkeypatch, [[0.5] * 17], END, others={"0.125": [-0.9, -0.8, -0.7]}, stopping=False)
+    assert (found.outcome, found.rounds) == ("complete", 16)
 
 
 def test_the_end_counts_where_no_target_is_set(monkeypatch):
