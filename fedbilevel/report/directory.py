@@ -1,4 +1,4 @@
-"""A run directory: `config.toml`, `history.csv`, `summary.csv` and the figures of one run."""
+"""A run directory: `config.toml`, `history.csv`, `summary.csv`, `statistics.csv` and the figures of one run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fedbilevel.results.history import Row, read_history, write_history
 from fedbilevel.results.models import MODELS
 from fedbilevel.results.summary import summarise, write_summary
 from fedbilevel.results.targets import Target, measured, resolve_targets
+from fedbilevel.statistics.table import comparable, judge, lines, remove_statistics, write_statistics
 
 Targets = Sequence[float | Target] | None
 
@@ -83,12 +84,21 @@ class RunDirectory:
         """One row per algorithm and target."""
         return self.path / "summary.csv"
 
+    @property
+    def statistics_path(self) -> Path:
+        """How sure the comparison is; only there where several algorithms and seeds can be compared."""
+        return self.path / "statistics.csv"
+
     def write_config(self, text: str) -> None:
         """Keep the config's text; raises `BadInput` if it cannot be written."""
         write_whole(self.config_path, text.encode())
 
     def write_history(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Replace the history by these rows; raises `BadInput` if it cannot be written."""
+        """Replace the history by these rows, of which `statistics.csv` then knows nothing: it is removed.
+
+        Raises `BadInput` if that cannot be, or the history cannot be written.
+        """
+        remove_statistics(self.statistics_path)
         write_history(self.history_path, rows)
 
     def read_history(self) -> list[Row]:
@@ -115,12 +125,13 @@ class RunDirectory:
     def finish(
         self, rows: Sequence[Row], title: str, targets: Targets = None, unfinished: Unfinished = ()
     ) -> list[dict[str, object]]:
-        """Write the summary and the `figures`; returns the summary's rows.
+        """Write the summary, the statistics where there are any, and the `figures`; returns the summary's rows.
 
         unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
         """
         summary = summarise(rows, targets)
         write_summary(self.summary_path, summary)
+        write_statistics(self.statistics_path, lines(judge(rows, targets)))
         for x_axis, column in figures(rows, targets):
             draw(
                 *(rows, self.path),
@@ -135,6 +146,8 @@ class RunDirectory:
     def is_finished(self, rows: Sequence[Row], targets: Targets = None) -> bool:
         """Whether everything is there that `finish` writes."""
         files = [self.path / f"{stem(*each)}.{kind}" for each in figures(rows, targets) for kind in KINDS]
+        if comparable(rows, targets):
+            files.append(self.statistics_path)
         return all(file.is_file() for file in (self.summary_path, *files))
 
 
