@@ -1,1 +1,1 @@
-"""What a person reads after the runs: tables of outcomes, how sure they are, and the reports that hold them."""
+"""What a person reads after the runs: reports, as text and in the formats of papers."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.terminal import print_table, say
+from fedbilevel.tables.sheet import Sheet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,29 +31,18 @@ _LATEX = {
 }
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A table with its title: the first column holds names, the others numbers; a note stands below."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-
-
 def print_sheets(console: Console, sheets: Sequence[Sheet]) -> None:
     """Print tables as text."""
     for number, sheet in enumerate(sheets):
         if number:
             say(console, "")
-        for line in textwrap.wrap(sheet.title, WIDTH):
-            say(console, line, "bold")
+        say(console, sheet.title, "bold")
         for part, (columns, rows) in enumerate(_parts(sheet)):
             if part:
                 say(console, "")
             print_table(console, columns, rows, words=1)
-        for line in textwrap.wrap(sheet.note, WIDTH):
-            say(console, line)
+        if sheet.note:
+            say(console, sheet.note)
 
 
 def _parts(sheet: Sheet) -> Iterator[tuple[list[str], list[list[str]]]]:

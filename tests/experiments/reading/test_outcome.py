@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.reading.formats import Sheet, latex, markdown, print_sheets
-from experiments.reading.outcome import sheets
+from experiments.reading.formats import latex, markdown, print_sheets
 from experiments.reading.report import compared
 from fedbilevel.results import summarise
 from fedbilevel.results.targets import Target
+from fedbilevel.tables.outcome import sheets
+from fedbilevel.tables.sheet import Sheet
 from tests.fedbilevel.results.rows import run
 
 

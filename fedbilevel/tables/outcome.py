@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.reading.formats import Sheet
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.spread import QUARTILES_FROM, spread
 from fedbilevel.results.summary import PARTS, runs
 from fedbilevel.results.targets import Target, has_accuracy, measured, named
+from fedbilevel.tables.sheet import Sheet
 
 Line = dict[str, Any]
 """A row of the summary; of a comparison, with `ratio` and `ratio_is` too."""
@@ -54,6 +54,12 @@ def count(value: float, *beside: float) -> str:
     ('60', '46.4', '60.0', '692')
     """
     return f"{value:.0f}" if value >= 100 or all(each.is_integer() for each in (value, *beside)) else f"{value:.1f}"
+
+
+def results(summary: Sequence[Line], rows: Sequence[Row]) -> list[Sheet]:
+    """All tables of what came out of these rows, of which this is the summary."""
+    last = unseen(rows)
+    return [*sheets(summary), *([last] if last else [])]
 
 
 def sheets(summary: Sequence[Line]) -> list[Sheet]:
