@@ -19,6 +19,8 @@ FILES = {
     "config.toml",
     "history.csv",
     "summary.csv",
+    "environment.toml",
+    "report.html",
     *(f"{x}_vs_upper_loss.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg", "pdf")),
 }
 # Everything that must survive a checkpoint: a warm start, random indices, samples, minibatches, absent clients.

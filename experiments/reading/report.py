@@ -8,24 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.reading.formats import Sheet, latex, markdown, print_sheets
-from experiments.reading.judgement import Trial, judged_sheets, rank_sheet, shared_costs, short_sheets
-from experiments.reading.outcome import Line, sheets, unseen
+from experiments.reading.formats import latex, markdown, print_sheets
 from experiments.terminal import say
 from fedbilevel.config.tables import Config, read
 from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.figures.curves import XAxis
 from fedbilevel.figures.figure import draw, hold_drawable, main_column
 from fedbilevel.figures.profile import draw_profiles
+from fedbilevel.page.write import Contents
 from fedbilevel.report import RunDirectory
 from fedbilevel.report.directory import figures
 from fedbilevel.results import summarise, write_summary
-from fedbilevel.results.files import csv_text
 from fedbilevel.results.history import Row, number
-from fedbilevel.results.summary import SUMMARY_COLUMNS, runs
+from fedbilevel.results.summary import runs, summary_text
 from fedbilevel.results.targets import Target
 from fedbilevel.statistics.profiles import profiles, ranks
-from fedbilevel.statistics.table import STATISTICS_COLUMNS, judge_hardest, lines, write_statistics
+from fedbilevel.statistics.table import lines, write_statistics
+from fedbilevel.tables.judgement import Trial, judged_sheets, rank_sheet, shared_costs
+from fedbilevel.tables.outcome import Line, results, sheets, unseen
+from fedbilevel.tables.sheet import Sheet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,14 +50,6 @@ def print_unseen(console: Console, rows: Sequence[Row]) -> None:
         print_sheets(console, [sheet])
 
 
-def print_judgement(console: Console, rows: Sequence[Row], targets: Sequence[float | Target] | None) -> None:
-    """Print in short how sure the comparison of a run's algorithms is, at its hardest target; nothing without any."""
-    judged = judge_hardest(rows, targets)
-    if judged is not None:
-        say(console, "")
-        print_sheets(console, short_sheets(judged))
-
-
 def print_files(console: Console, folder: Path) -> None:
     """Say which files a folder now holds."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
@@ -77,7 +70,8 @@ class Looks:
 class Gathered:
     """What several run directories hold together, and each problem among them for itself.
 
-    bases: which algorithm of which directory a label stands for.
+    bases: which algorithm of which directory a label stands for. configs, environments: the text of each directory's
+    config, and what it was run on where that is known, by the directory's name.
     """
 
     rows: list[Row]
@@ -86,6 +80,8 @@ class Gathered:
     targets: list[float | Target] | None
     title: str
     trials: Sequence[Trial]
+    configs: Mapping[str, str]
+    environments: Mapping[str, Mapping[str, object] | None]
 
 
 def report(
@@ -122,6 +118,7 @@ def report(
     place = folders[0] if len(folders) == 1 else None
     if out is not None:
         place = RunDirectory.create(out).path
+    judged = judgement(found, place)
     if place is not None:
         write_summary(place / "summary.csv", summary)
         for axis, column in chosen:
@@ -135,7 +132,14 @@ def report(
                 log_y=looks.log_y,
                 unfinished=found.unfinished,
             )
-    judged, statistics = judgement(found, place)
+        contents = Contents(
+            *(found.title, found.rows, found.targets, found.unfinished),
+            results=results(summary, found.rows),
+            statistics=judged,
+            configs=found.configs,
+            environments=found.environments,
+        )
+        RunDirectory(place).write_page(contents)
     if form == "text":
         print_summary(console, summary)
         if judged:
@@ -145,25 +149,15 @@ def report(
         if place is not None:
             print_files(console, place)
     elif form == "csv":
-        say(console, _as_one({"summary": summary, "statistics": statistics}).rstrip("\n"))
+        say(console, summary_text(summary).rstrip("\n"))
     else:
         last = unseen(found.rows)
         parts = [*sheets(summary), *judged, *([last] if last else [])]
         say(console, "\n\n".join(map({"markdown": markdown, "latex": latex}[form], parts)))
 
 
-def _as_one(tables: Mapping[str, Sequence[Line]]) -> str:
-    """Several tables as one csv with one header: `table` says which a row is of; what that table lacks is empty."""
-    rows = [{"table": name, **row} for name, table in tables.items() for row in table]
-    known = ["table", *SUMMARY_COLUMNS, *STATISTICS_COLUMNS]
-    return csv_text(rows, dict.fromkeys([*known, *(key for row in rows for key in row)]))
-
-
-def judgement(found: Gathered, place: Path | None) -> tuple[list[Sheet], list[Line]]:
-    """How sure the comparison is, as tables and as the rows of `statistics.csv`.
-
-    That and the profiles are written to `place`; an older `statistics.csv` is removed where there is nothing to say.
-    """
+def judgement(found: Gathered, place: Path | None) -> list[Sheet]:
+    """The tables that say how sure the comparison is; `statistics.csv` and the profiles are written to `place`."""
     over_seeds = [(trial, trial.judged()) for trial in found.trials]
     several = len(found.trials) > 1
     tables = [sheet for trial, each in over_seeds for sheet in judged_sheets(each, trial.name if several else "")]
@@ -171,12 +165,13 @@ def judgement(found: Gathered, place: Path | None) -> tuple[list[Sheet], list[Li
     ranked = ranks(costs) if costs else None
     if ranked is not None:
         tables.append(rank_sheet(ranked, told))
-    records = lines([one for _, each in over_seeds for one in each], ranked)
     if place is not None:
-        write_statistics(place / "statistics.csv", records)
+        if tables:
+            judged = [one for _, each in over_seeds for one in each]
+            write_statistics(place / "statistics.csv", lines(judged, ranked))
         if costs:
             draw_profiles(profiles(costs), place, title=found.title)
-    return tables, records
+    return tables
 
 
 def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
@@ -200,11 +195,14 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
         labels = {label: f"{label} ({name})" if users[label] > 1 else label for label in runs(history)}
         bases |= {own: (label, folder) for label, own in labels.items()}
         rows += [row | {"algorithm": labels[str(row["algorithm"])]} for row in history]
-        unfinished |= {(labels[label], seed) for label, seed in broken_off(config, history)}
+        lost = f" ({name})" if len(folders) > 1 else ""
+        unfinished |= {(labels.get(label, label + lost), seed) for label, seed in broken_off(config, history)}
     targets = _targets(configs)
     titles = dict.fromkeys(config.title for config in configs)
     trials = _trials(dict(zip(folders, configs, strict=True)), names, rows, bases)
-    return Gathered(rows, bases, frozenset(unfinished), targets, ", ".join(titles), trials)
+    texts = {name: directory.config_text() for name, directory in zip(names, opened, strict=True)}
+    machines = {name: directory.environment() for name, directory in zip(names, opened, strict=True)}
+    return Gathered(rows, bases, frozenset(unfinished), targets, ", ".join(titles), trials, texts, machines)
 
 
 def _trials(
@@ -235,9 +233,12 @@ def _targets(configs: Sequence[Config]) -> list[float | Target] | None:
 
 
 def broken_off(config: Config, rows: Sequence[Row]) -> set[tuple[str, object]]:
-    """The runs that ended before the rounds or iterations that their config asks for, by label and seed."""
+    """The runs, by label and seed, that have not come to the rounds or iterations that their config asks for."""
     unit, goal = ("round", config.run.rounds) if config.run.rounds else ("iteration", config.run.iterations)
-    ends = {(label, seed): run[-1] for label, by_seed in runs(rows).items() for seed, run in by_seed.items()}
+    ends: dict[tuple[str, object], Row] = {
+        (label, seed): {} for label in config.algorithms for seed in config.run.seeds
+    }
+    ends |= {(label, seed): run[-1] for label, by_seed in runs(rows).items() for seed, run in by_seed.items()}
     return {key for key, row in ends.items() if (number(row, unit) or 0) < (goal or 0)}
 
 

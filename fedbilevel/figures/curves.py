@@ -27,7 +27,8 @@ Line = dict[float, float]
 """The points of one run, from left to right."""
 
 _SPENT = {"rounds": "round", "seconds": "simulated_seconds", "wall": "wall_seconds"}
-_LARGEST = 1e200  # a run that diverged past this has no place on a figure, and its squares and ratios would overflow
+LARGEST = 1e200
+"""A run that diverged past this has no place on a figure: its squares and ratios would overflow."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def curves(rows: Sequence[Row], x_axis: XAxis, column: str, unfinished: Unfinish
         quartiles = len(by_seed) >= QUARTILES_FROM
         pieces = [_piece(present, left, right, quartiles) for present, left, right in _stretches([*lines.values()])]
         broken = [(by_seed[seed][-1], line) for seed, line in lines.items() if (algorithm, seed) in unfinished]
-        crosses = [_end(_spent(row, x_axis), measure(row, column), line) for row, line in broken]
+        crosses = [_end(spent(row, x_axis), measure(row, column), line) for row, line in broken]
         found.append(Curve(algorithm, len(by_seed), tuple(pieces), tuple(crosses)))
     return found
 
@@ -97,9 +98,9 @@ def _points(run: list[Row], x_axis: XAxis, column: str) -> Line:
     """The finite points of one run; of several values at one x, the last."""
     points: Line = {}
     for row in run:
-        x, y = _spent(row, x_axis), measure(row, column)
-        if x is not None and y is not None and math.isfinite(x) and abs(y) < _LARGEST:
-            points[x] = y if abs(y) > 1.0 / _LARGEST else 0.0
+        x, y = spent(row, x_axis), measure(row, column)
+        if x is not None and y is not None and math.isfinite(x) and abs(y) < LARGEST:
+            points[x] = y if abs(y) > 1.0 / LARGEST else 0.0
     return dict(sorted(points.items()))
 
 
@@ -109,7 +110,8 @@ def _end(x: float | None, y: float | None, line: Line) -> tuple[float, float]:
     return last[0] if x is None else x, last[1] if y is None or math.isnan(y) else y
 
 
-def _spent(row: Row, x_axis: XAxis) -> float | None:
+def spent(row: Row, x_axis: XAxis) -> float | None:
+    """What a run had spent at an evaluation; None where its history does not say."""
     if x_axis != "bytes":
         return number(row, _SPENT[x_axis])
     up, down = number(row, "uplink_bytes"), number(row, "downlink_bytes")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -36,8 +37,7 @@ def scale_x(axes: Axes, lines: Sequence[Curve], size: float, x_axis: XAxis, log:
     """Set scale and limits of x, which was divided by `size`."""
     from matplotlib.ticker import MaxNLocator
 
-    crosses = [np.array([x for x, _ in line.crosses]) for line in lines]
-    points = np.concatenate([*crosses, *(piece.x for line in lines for piece in line.pieces)]) / size
+    points = _points(lines) / size
     most = float(points.max())
     if log and most > 0.0:  # there is no place for x = 0
         axes.set_xscale("log")
@@ -45,13 +45,50 @@ def scale_x(axes: Axes, lines: Sequence[Curve], size: float, x_axis: XAxis, log:
         axes.set_xlim(least, most * (most / least) ** 0.02 if most > least else 2.0 * least)
         _plain(axes, "x", least, most)
         return
-    least = min(float(points.min()), 0.0)
-    axes.set_xlim(least, most + 0.02 * (most - least) if most > least else least + 1.0)
+    axes.set_xlim(*limits_x(lines, size))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=x_axis == "rounds", steps=[1, 2, 5, 10]))
 
 
+def limits_x(lines: Sequence[Curve], size: float) -> tuple[float, float]:
+    """From where to where a linear axis goes, on which x was divided by `size`."""
+    points = _points(lines) / size
+    most, least = float(points.max()), min(float(points.min()), 0.0)
+    return least, most + 0.02 * (most - least) if most > least else least + 1.0
+
+
+def _points(lines: Sequence[Curve]) -> Vector:
+    crosses = [np.array([x for x, _ in line.crosses]) for line in lines]
+    return np.concatenate([*crosses, *(piece.x for line in lines for piece in line.pieces)])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale of y and its limits.
+
+    shown: the lowest and the highest value that a logarithmic scale has to show; threshold: below which a `symlog` one
+    is linear.
+    """
+
+    kind: Literal["linear", "log", "symlog"]
+    limits: tuple[float, float]
+    shown: tuple[float, float]
+    threshold: float = 0.0
+
+
 def scale_y(axes: Axes, lines: Sequence[Curve], column: str, log: bool | None, marks: Sequence[float]) -> None:
-    """Set scale and limits of y.
+    """Set scale and limits of y as `fitting` finds them."""
+    scale = fitting(lines, column, log, marks)
+    if scale.kind == "log":
+        axes.set_yscale("log")
+    elif scale.kind == "symlog":
+        axes.set_yscale("symlog", linthresh=scale.threshold)
+    axes.set_ylim(*scale.limits)
+    if scale.kind == "log":
+        _plain(axes, "y", *scale.shown)
+
+
+def fitting(lines: Sequence[Curve], column: str, log: bool | None = None, marks: Sequence[float] = ()) -> Scale:
+    """The scale of y for at least one curve.
 
     log: True or False, or None for a logarithmic axis where the values are positive and span a decade, and no
     accuracies. marks: values that the range has to hold.
@@ -64,22 +101,18 @@ def scale_y(axes: Axes, lines: Sequence[Curve], column: str, log: bool | None, m
         log = "accuracy" not in column and high >= 10.0 * (low if low > 0.0 else float(sizes.min(initial=math.inf)))
         log = log and (low > 0.0 or into_zero)
     if not log or high <= 0.0:
-        _linear(axes, lines, marks, accuracy="accuracy" in column and low >= 0.0 and high <= 1.0)
-        return
+        return _linear(lines, marks, accuracy="accuracy" in column and low >= 0.0 and high <= 1.0)
     high = max([min(high, _DIVERGED * max(line.start[1] for line in lines)), *marks])
     if low > 0.0 and min(marks, default=low) > 0.0:
         low = min(low, high, *marks)
-        axes.set_yscale("log")
         room = max((high / low) ** 0.04, 1.02)
-        axes.set_ylim(low / room, high * room)
-        _plain(axes, "y", low, high)
-        return
+        return Scale("log", (low / room, high * room), (low, high))
     smallest = max(float(sizes.min()), 1e-8 * high)  # runs into zero: linear around it, logarithmic above
-    axes.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(smallest)))
-    axes.set_ylim(2.0 * low, 2.0 * high)  # no room for negative powers that no run shows
+    threshold = 10.0 ** math.floor(math.log10(smallest))
+    return Scale("symlog", (2.0 * low, 2.0 * high), (low, high), threshold)  # no room for powers that no run shows
 
 
-def _linear(axes: Axes, lines: Sequence[Curve], marks: Sequence[float], accuracy: bool) -> None:
+def _linear(lines: Sequence[Curve], marks: Sequence[float], accuracy: bool) -> Scale:
     """Limits that hold the medians once they have settled, all ends with their spread, and the marks."""
     shown: list[Vector] = [np.array(marks)]
     start, end = min(line.start[0] for line in lines), max(line.end[0] for line in lines)
@@ -89,10 +122,10 @@ def _linear(axes: Axes, lines: Sequence[Curve], marks: Sequence[float], accuracy
     values = np.concatenate(shown)
     low, high = float(values.min()), float(values.max())
     pad = 0.05 * (high - low) or 0.02 * max(abs(high), 1.0)
+    limits = low - pad, high + pad
     if accuracy:  # no room where no accuracy can be
-        axes.set_ylim(max(low - pad, -0.01), min(high + pad, 1.01))
-    else:
-        axes.set_ylim(low - pad, high + pad)
+        limits = max(limits[0], -0.01), min(limits[1], 1.01)
+    return Scale("linear", limits, (low, high))
 
 
 def _plain(axes: Axes, which: str, low: float, high: float) -> None:

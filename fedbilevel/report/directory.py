@@ -1,22 +1,27 @@
-"""A run directory: `config.toml`, `history.csv`, `summary.csv`, `statistics.csv` and the figures of one run."""
+"""A run directory: `config.toml`, `history.csv`, `summary.csv` and the figures of one run."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedbilevel.errors import BadInput
 from fedbilevel.figures.canvas import KINDS
 from fedbilevel.figures.curves import Unfinished, XAxis
 from fedbilevel.figures.figure import draw, main_column, stem
+from fedbilevel.machine.environment import environment, read_environment, write_environment
+from fedbilevel.page.write import PAGE, Contents, write_page
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
 from fedbilevel.results.models import MODELS
 from fedbilevel.results.summary import summarise, write_summary
 from fedbilevel.results.targets import Target, measured, resolve_targets
-from fedbilevel.statistics.table import comparable, judge, lines, remove_statistics, write_statistics
+from fedbilevel.statistics.table import judge
+from fedbilevel.tables.judgement import judged_sheets
+from fedbilevel.tables.outcome import results
 
 Targets = Sequence[float | Target] | None
 
@@ -85,20 +90,21 @@ class RunDirectory:
         return self.path / "summary.csv"
 
     @property
-    def statistics_path(self) -> Path:
-        """How sure the comparison is; only there where several algorithms and seeds can be compared."""
-        return self.path / "statistics.csv"
+    def environment_path(self) -> Path:
+        """What the run was made on."""
+        return self.path / "environment.toml"
+
+    @property
+    def page_path(self) -> Path:
+        """The page with the curves, the tables, the config and the environment."""
+        return self.path / PAGE
 
     def write_config(self, text: str) -> None:
         """Keep the config's text; raises `BadInput` if it cannot be written."""
         write_whole(self.config_path, text.encode())
 
     def write_history(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Replace the history by these rows, of which `statistics.csv` then knows nothing: it is removed.
-
-        Raises `BadInput` if that cannot be, or the history cannot be written.
-        """
-        remove_statistics(self.statistics_path)
+        """Replace the history by these rows; raises `BadInput` if it cannot be written."""
         write_history(self.history_path, rows)
 
     def read_history(self) -> list[Row]:
@@ -109,7 +115,8 @@ class RunDirectory:
         """Take back what `create` has made for a run of which nothing has begun; a history with rows stays."""
         if self.history_path.is_file() and self.read_history():
             return
-        for file in (self.config_path, self.history_path, self.summary_path):
+        files = (self.config_path, self.history_path, self.summary_path, self.environment_path, self.page_path)
+        for file in files:
             file.unlink(missing_ok=True)
         for folder in self.made:
             with contextlib.suppress(OSError):  # somebody has put something there
@@ -125,13 +132,12 @@ class RunDirectory:
     def finish(
         self, rows: Sequence[Row], title: str, targets: Targets = None, unfinished: Unfinished = ()
     ) -> list[dict[str, object]]:
-        """Write the summary, the statistics where there are any, and the `figures`; returns the summary's rows.
+        """Write the summary, the `figures`, what it was run on, and the page; returns the summary's rows.
 
         unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
         """
         summary = summarise(rows, targets)
         write_summary(self.summary_path, summary)
-        write_statistics(self.statistics_path, lines(judge(rows, targets)))
         for x_axis, column in figures(rows, targets):
             draw(
                 *(rows, self.path),
@@ -141,14 +147,42 @@ class RunDirectory:
                 column=column,
                 unfinished=unfinished,
             )
+        if not self.environment_path.is_file():  # else the run was taken up again, perhaps elsewhere
+            write_environment(self.environment_path, environment())
+        statistics = judged_sheets(judge(rows, targets))
+        self.write_page(Contents(title, rows, targets, unfinished, results(summary, rows), statistics))
         return summary
+
+    def write_page(self, contents: Contents) -> None:
+        """Write the page with these contents, and with this run's config and environment where they have none.
+
+        Raises `BadInput` if it cannot be written. Anything else that goes wrong is a warning: the runs are worth more
+        than their page.
+        """
+        try:
+            if not contents.configs:
+                contents = replace(contents, configs={"": self.config_text()}, environments={"": self.environment()})
+            write_page(self.page_path, contents)
+        except BadInput:
+            raise
+        except Exception as error:
+            warnings.warn(f"{self.page_path} could not be made: {error!r}", RuntimeWarning, stacklevel=2)
+
+    def config_text(self) -> str:
+        """The config as it stands in its file; nothing where there is none."""
+        try:
+            return self.config_path.read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def environment(self) -> dict[str, object] | None:
+        """What the run was made on; None where that is not known."""
+        return read_environment(self.environment_path)
 
     def is_finished(self, rows: Sequence[Row], targets: Targets = None) -> bool:
         """Whether everything is there that `finish` writes."""
         files = [self.path / f"{stem(*each)}.{kind}" for each in figures(rows, targets) for kind in KINDS]
-        if comparable(rows, targets):
-            files.append(self.statistics_path)
-        return all(file.is_file() for file in (self.summary_path, *files))
+        return all(file.is_file() for file in (self.summary_path, self.page_path, *files))
 
 
 def figures(rows: Sequence[Row], targets: Targets = None) -> list[tuple[XAxis, str]]:
