@@ -4,7 +4,7 @@ PYTHON ?= $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-slow lint bench check install clean
+.PHONY: demo test test-slow lint bench check docs install clean
 
 install: $(if $(filter $(VENV)/bin/python,$(PYTHON)),$(VENV)/installed)
 
@@ -33,10 +33,15 @@ bench: install
 check: install
 	$(PYTHON) -m fedbilevel check
 
+# the site, into build/site: open build/site/index.html
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -W ignore -m mkdocs build --strict
+
 lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	MYPYPATH=docs/site $(PYTHON) -m mypy docs/site
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

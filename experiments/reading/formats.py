@@ -36,13 +36,14 @@ def print_sheets(console: Console, sheets: Sequence[Sheet]) -> None:
     for number, sheet in enumerate(sheets):
         if number:
             say(console, "")
-        say(console, sheet.title, "bold")
+        for line in textwrap.wrap(sheet.title, WIDTH):
+            say(console, line, "bold")
         for part, (columns, rows) in enumerate(_parts(sheet)):
             if part:
                 say(console, "")
             print_table(console, columns, rows, words=1)
-        if sheet.note:
-            say(console, sheet.note)
+        for line in textwrap.wrap(sheet.note, WIDTH):
+            say(console, line)
 
 
 def _parts(sheet: Sheet) -> Iterator[tuple[list[str], list[list[str]]]]:

@@ -19,12 +19,13 @@ from fedbilevel.page.write import Contents
 from fedbilevel.report import RunDirectory
 from fedbilevel.report.directory import figures
 from fedbilevel.results import summarise, write_summary
+from fedbilevel.results.files import csv_text
 from fedbilevel.results.history import Row, number
-from fedbilevel.results.summary import runs, summary_text
+from fedbilevel.results.summary import SUMMARY_COLUMNS, runs
 from fedbilevel.results.targets import Target
 from fedbilevel.statistics.profiles import profiles, ranks
-from fedbilevel.statistics.table import lines, write_statistics
-from fedbilevel.tables.judgement import Trial, judged_sheets, rank_sheet, shared_costs
+from fedbilevel.statistics.table import STATISTICS_COLUMNS, judge_hardest, lines, write_statistics
+from fedbilevel.tables.judgement import Trial, judged_sheets, rank_sheet, shared_costs, short_sheets
 from fedbilevel.tables.outcome import Line, results, sheets, unseen
 from fedbilevel.tables.sheet import Sheet
 
@@ -48,6 +49,14 @@ def print_unseen(console: Console, rows: Sequence[Row]) -> None:
     if sheet is not None:
         say(console, "")
         print_sheets(console, [sheet])
+
+
+def print_judgement(console: Console, rows: Sequence[Row], targets: Sequence[float | Target] | None) -> None:
+    """Print in short how sure the comparison of a run's algorithms is, at its hardest target; nothing without any."""
+    judged = judge_hardest(rows, targets)
+    if judged is not None:
+        say(console, "")
+        print_sheets(console, short_sheets(judged))
 
 
 def print_files(console: Console, folder: Path) -> None:
@@ -118,7 +127,7 @@ def report(
     place = folders[0] if len(folders) == 1 else None
     if out is not None:
         place = RunDirectory.create(out).path
-    judged = judgement(found, place)
+    judged, statistics = judgement(found, place)
     if place is not None:
         write_summary(place / "summary.csv", summary)
         for axis, column in chosen:
@@ -149,15 +158,25 @@ def report(
         if place is not None:
             print_files(console, place)
     elif form == "csv":
-        say(console, summary_text(summary).rstrip("\n"))
+        say(console, _as_one({"summary": summary, "statistics": statistics}).rstrip("\n"))
     else:
         last = unseen(found.rows)
         parts = [*sheets(summary), *judged, *([last] if last else [])]
         say(console, "\n\n".join(map({"markdown": markdown, "latex": latex}[form], parts)))
 
 
-def judgement(found: Gathered, place: Path | None) -> list[Sheet]:
-    """The tables that say how sure the comparison is; `statistics.csv` and the profiles are written to `place`."""
+def _as_one(tables: Mapping[str, Sequence[Line]]) -> str:
+    """Several tables as one csv with one header: `table` says which a row is of; what that table lacks is empty."""
+    rows = [{"table": name, **row} for name, table in tables.items() for row in table]
+    known = ["table", *SUMMARY_COLUMNS, *STATISTICS_COLUMNS]
+    return csv_text(rows, dict.fromkeys([*known, *(key for row in rows for key in row)]))
+
+
+def judgement(found: Gathered, place: Path | None) -> tuple[list[Sheet], list[Line]]:
+    """How sure the comparison is, as tables and as the rows of `statistics.csv`.
+
+    That and the profiles are written to `place`; an older `statistics.csv` is removed where there is nothing to say.
+    """
     over_seeds = [(trial, trial.judged()) for trial in found.trials]
     several = len(found.trials) > 1
     tables = [sheet for trial, each in over_seeds for sheet in judged_sheets(each, trial.name if several else "")]
@@ -165,13 +184,12 @@ def judgement(found: Gathered, place: Path | None) -> list[Sheet]:
     ranked = ranks(costs) if costs else None
     if ranked is not None:
         tables.append(rank_sheet(ranked, told))
+    records = lines([one for _, each in over_seeds for one in each], ranked)
     if place is not None:
-        if tables:
-            judged = [one for _, each in over_seeds for one in each]
-            write_statistics(place / "statistics.csv", lines(judged, ranked))
+        write_statistics(place / "statistics.csv", records)
         if costs:
             draw_profiles(profiles(costs), place, title=found.title)
-    return tables
+    return tables, records
 
 
 def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:

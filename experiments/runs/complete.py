@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from experiments.process import Terminated
-from experiments.reading.report import print_files, print_summary, print_unseen
+from experiments.reading.report import print_files, print_judgement, print_summary, print_unseen
 from experiments.runs.launch import launched
 from experiments.runs.progress import display
 from experiments.runs.remarks import after
@@ -47,6 +47,7 @@ def complete(experiment: Experiment, *, restore: bool) -> int:
     say(console, "")
     rows = experiment.history()
     print_summary(console, summarise(rows, config.run.targets))
+    print_judgement(console, rows, config.run.targets)
     print_unseen(console, rows)
     for remark in after(rows):
         say(console, remark)

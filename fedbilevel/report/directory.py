@@ -1,4 +1,4 @@
-"""A run directory: `config.toml`, `history.csv`, `summary.csv` and the figures of one run."""
+"""A run directory: `config.toml`, `history.csv`, `summary.csv`, `statistics.csv` and the figures of one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedbilevel.results.history import Row, read_history, write_history
 from fedbilevel.results.models import MODELS
 from fedbilevel.results.summary import summarise, write_summary
 from fedbilevel.results.targets import Target, measured, resolve_targets
-from fedbilevel.statistics.table import judge
+from fedbilevel.statistics.table import comparable, judge, lines, remove_statistics, write_statistics
 from fedbilevel.tables.judgement import judged_sheets
 from fedbilevel.tables.outcome import results
 
@@ -90,6 +90,11 @@ class RunDirectory:
         return self.path / "summary.csv"
 
     @property
+    def statistics_path(self) -> Path:
+        """How sure the comparison is; only there where several algorithms and seeds can be compared."""
+        return self.path / "statistics.csv"
+
+    @property
     def environment_path(self) -> Path:
         """What the run was made on."""
         return self.path / "environment.toml"
@@ -104,7 +109,11 @@ class RunDirectory:
         write_whole(self.config_path, text.encode())
 
     def write_history(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Replace the history by these rows; raises `BadInput` if it cannot be written."""
+        """Replace the history by these rows, of which `statistics.csv` then knows nothing: it is removed.
+
+        Raises `BadInput` if that cannot be, or the history cannot be written.
+        """
+        remove_statistics(self.statistics_path)
         write_history(self.history_path, rows)
 
     def read_history(self) -> list[Row]:
@@ -132,12 +141,16 @@ class RunDirectory:
     def finish(
         self, rows: Sequence[Row], title: str, targets: Targets = None, unfinished: Unfinished = ()
     ) -> list[dict[str, object]]:
-        """Write the summary, the `figures`, what it was run on, and the page; returns the summary's rows.
+        """Write the summary, the statistics where there are any, the `figures`, what it was run on, and the page.
+
+        Returns the summary's rows.
 
         unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
         """
         summary = summarise(rows, targets)
         write_summary(self.summary_path, summary)
+        judged = judge(rows, targets)
+        write_statistics(self.statistics_path, lines(judged))
         for x_axis, column in figures(rows, targets):
             draw(
                 *(rows, self.path),
@@ -149,8 +162,7 @@ class RunDirectory:
             )
         if not self.environment_path.is_file():  # else the run was taken up again, perhaps elsewhere
             write_environment(self.environment_path, environment())
-        statistics = judged_sheets(judge(rows, targets))
-        self.write_page(Contents(title, rows, targets, unfinished, results(summary, rows), statistics))
+        self.write_page(Contents(title, rows, targets, unfinished, results(summary, rows), judged_sheets(judged)))
         return summary
 
     def write_page(self, contents: Contents) -> None:
@@ -182,6 +194,8 @@ class RunDirectory:
     def is_finished(self, rows: Sequence[Row], targets: Targets = None) -> bool:
         """Whether everything is there that `finish` writes."""
         files = [self.path / f"{stem(*each)}.{kind}" for each in figures(rows, targets) for kind in KINDS]
+        if comparable(rows, targets):
+            files.append(self.statistics_path)
         return all(file.is_file() for file in (self.summary_path, self.page_path, *files))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -46,6 +48,20 @@ def write_whole(path: PathLike, content: bytes | Callable[[BinaryIO], object]) -
         allowed = "a file in a folder that can be written to, with space left"
         raise BadInput(os.fspath(path), error.strerror or str(error), allowed) from error
     _flush_folder(target.parent)
+
+
+def csv_text(rows: Iterable[Mapping[str, object]], columns: Iterable[str]) -> str:
+    r"""Rows as csv with a header; None and what a row lacks are empty fields, a truth is true or false.
+
+    >>> csv_text([{"a": None, "b": True}, {"b": 0.5}], ["a", "b"])
+    'a,b\n,true\n,0.5\n'
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
+    return text.getvalue()
 
 
 def file_name(run: str) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedbilevel.results.files import PathLike, write_whole
+from fedbilevel.results.files import PathLike, csv_text, write_whole
 from fedbilevel.results.history import COLUMNS, Row, number
 from fedbilevel.results.spread import Spread, spread
 from fedbilevel.results.targets import SPENT, Target, measured, resolve_targets
@@ -81,13 +79,7 @@ def write_summary(path: PathLike, rows: Sequence[Mapping[str, object]]) -> None:
 
 def summary_text(rows: Sequence[Mapping[str, object]]) -> str:
     """The rows of `summarise` as csv: `SUMMARY_COLUMNS`, and whatever else the rows have."""
-    columns = list(dict.fromkeys([*SUMMARY_COLUMNS, *(key for row in rows for key in row)]))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
-    return text.getvalue()
+    return csv_text(rows, dict.fromkeys([*SUMMARY_COLUMNS, *(key for row in rows for key in row)]))
 
 
 def rounds_until(rows: Iterable[Row], target: Target) -> dict[str, dict[object, float]]:

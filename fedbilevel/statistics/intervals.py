@@ -71,6 +71,14 @@ def few(seeds: int) -> str:
     """
     if seeds >= FEW:
         return ""
-    least = min(2.0 * 0.5**seeds, 1.0)
     count = "1 seed is" if seeds == 1 else f"{seeds} seeds are"
-    return f"{count} few: intervals are rough, and no sign test over them can give less than p = {least:g}"
+    return f"{count} few: intervals are rough, and no sign test over them can give less than p = {least(seeds):g}"
+
+
+def least(seeds: int) -> float:
+    """The least p value of a two-sided sign test over so many seeds: of all won, or all lost.
+
+    >>> least(5)
+    0.0625
+    """
+    return min(2.0 * 0.5**seeds, 1.0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 
-from fedbilevel.results.files import PathLike, write_whole
+from fedbilevel.errors import BadInput
+from fedbilevel.results.files import PathLike, csv_text, write_whole
 from fedbilevel.results.history import Row
 from fedbilevel.results.summary import rounds_until, runs
 from fedbilevel.results.targets import Target, resolve_targets
@@ -18,10 +20,11 @@ from fedbilevel.statistics.profiles import Ranks
 STATISTICS_COLUMNS = (
     *("target_column", "target_direction", "target_threshold", "statistic", "method", "algorithm", "other"),
     *("problems", "seeds", "seeds_reached", "wins", "ties", "losses", "value", "low", "high", "p_value"),
+    "p_corrected",
 )
-"""`statistic` says what `value` is, `method` what `low`, `high` and `p_value` are; inf: never arrived."""
+"""`statistic` says what `value` is, `method` what `low`, `high` and the p values are; inf: never arrived."""
 BOOTSTRAP = "95 % percentile bootstrap"
-SIGN = "95 % Clopper-Pearson of untied pairs; two-sided sign test"
+SIGN = "95 % Clopper-Pearson of untied pairs; two-sided sign test; corrected by Holm over all pairs of the target"
 FRIEDMAN = "Friedman test"
 NEMENYI = "Nemenyi test at 0.05"
 
@@ -40,22 +43,45 @@ class Judged:
         return min(each.seeds for each in self.medians.values())
 
 
-def judge(rows: Sequence[Row], targets: Sequence[float | Target] | None = None) -> list[Judged]:
-    """The statistics of the rows of one problem for each of its targets (None: as in `summarise`).
+Compared = tuple[Target, dict[str, dict[object, float]]]
+"""A target, and the rounds until it by algorithm and seed."""
 
-    None are made of a target at which no seed arrived, of one algorithm, or where no algorithm has more than one seed.
+
+def comparable(rows: Sequence[Row], targets: Sequence[float | Target] | None = None) -> list[Compared]:
+    """The targets of one problem (None: as in `summarise`) at which its algorithms can be compared.
+
+    Not so is a target at which no seed arrived, nor any of one algorithm, or where no algorithm has more than one seed.
     Raises `BadInput` for a bare number that is no accuracy.
     """
     found = runs(rows)
     if len(found) < 2 or max(map(len, found.values())) < 2:
         return []
-    judged = []
-    for target in resolve_targets(rows, targets):
-        costs = rounds_until(rows, target)
-        medians = {name: median_interval([*seeds.values()]) for name, seeds in costs.items()}
-        if len(costs) > 1 and any(each.reached for each in medians.values()):
-            judged.append(Judged(target, medians, win_table(costs)))
-    return judged
+    spent = [(target, rounds_until(rows, target)) for target in resolve_targets(rows, targets)]
+    return [(target, costs) for target, costs in spent if len(costs) > 1 and least_median(costs) is not None]
+
+
+def least_median(costs: Mapping[str, Mapping[object, float]]) -> float | None:
+    """The least median rounds of any algorithm; None where no seed of any has arrived."""
+    if all(math.isinf(cost) for seeds in costs.values() for cost in seeds.values()):
+        return None
+    return min(median(seeds.values()) for seeds in costs.values())
+
+
+def judge(rows: Sequence[Row], targets: Sequence[float | Target] | None = None) -> list[Judged]:
+    """The statistics of the rows of one problem for each target of `comparable`, which raises."""
+    return [_judged(*each) for each in comparable(rows, targets)]
+
+
+def judge_hardest(rows: Sequence[Row], targets: Sequence[float | Target] | None = None) -> Judged | None:
+    """Those of the last target that some algorithm meets in the median, else of the last; None where there are none."""
+    found = comparable(rows, targets)
+    met = [each for each in found if math.isfinite(least_median(each[1]) or 0.0)]
+    return _judged(*(met or found)[-1]) if found else None
+
+
+def _judged(target: Target, costs: Mapping[str, Mapping[object, float]]) -> Judged:
+    medians = {name: median_interval([*seeds.values()]) for name, seeds in costs.items()}
+    return Judged(target, medians, win_table(costs))
 
 
 def lines(judged: Iterable[Judged], ranks: Ranks | None = None) -> list[dict[str, object]]:
@@ -72,7 +98,7 @@ def lines(judged: Iterable[Judged], ranks: Ranks | None = None) -> list[dict[str
             about = {"statistic": "P(fewer rounds) + P(equal)/2", "method": SIGN, "algorithm": name, "other": other}
             counts = {"seeds": pair.seeds, "wins": pair.wins, "ties": pair.ties, "losses": pair.losses}
             numbers = {"value": pair.share, "low": pair.low, "high": pair.high, "p_value": pair.p_value}
-            made.append({**kind, **about, **counts, **numbers})
+            made.append({**kind, **about, **counts, **numbers, "p_corrected": pair.p_corrected})
     if ranks is not None:
         for name, rank in ranks.average.items():
             about = {"statistic": "average rank", "method": FRIEDMAN, "algorithm": name}
@@ -83,13 +109,20 @@ def lines(judged: Iterable[Judged], ranks: Ranks | None = None) -> list[dict[str
     return made
 
 
-def write_statistics(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
+def write_statistics(path: PathLike, rows: Sequence[Mapping[str, object]]) -> None:
     """Write the rows of `lines` as csv, whole or not at all; None becomes an empty field.
 
-    Raises `BadInput` if the file cannot be written.
+    Without rows an older file is removed. Raises `BadInput` if the file cannot be written or removed.
     """
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, STATISTICS_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    if not rows:
+        remove_statistics(path)
+        return
+    write_whole(path, csv_text(rows, STATISTICS_COLUMNS).encode())
+
+
+def remove_statistics(path: PathLike) -> None:
+    """Remove a `statistics.csv` that is there. Raises `BadInput` if it cannot be removed."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(str(path), error.strerror, "a file that can be removed") from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fedbilevel.results.history import Row
 from fedbilevel.results.summary import rounds_until
 from fedbilevel.results.targets import Target, resolve_targets
-from fedbilevel.statistics.intervals import few
+from fedbilevel.statistics.intervals import few, least
 from fedbilevel.statistics.pairs import Pair
 from fedbilevel.statistics.profiles import Costs, Ranks
 from fedbilevel.statistics.table import Judged, judge
@@ -57,32 +57,68 @@ def judged_sheets(judged: Iterable[Judged], of: str = "") -> list[Sheet]:
     return [sheet for each in judged for sheet in _sheets(each, f" ({of})" if of else "")]
 
 
+def short_sheets(judged: Judged) -> list[Sheet]:
+    """The same of one target in few lines: one table of intervals, and the win table."""
+    title = f"How sure until {judged.target.text}: median rounds, 95 % intervals over seeds"
+    short = f"Wins until {judged.target.text}: share of seeds with fewer rounds than column"
+    wins = [_wins(judged, short)] if judged.pairs else []
+    return [_medians(judged, title), *wins]
+
+
 def _sheets(judged: Judged, of: str) -> Iterator[Sheet]:
-    remark = few(judged.seeds)
+    until = f"until {judged.target.text}{of}"
+    yield _medians(judged, f"Median rounds {until}: 95 % interval by the percentile bootstrap over seeds")
+    if not judged.pairs:
+        return
+    yield _wins(judged, f"Win table {until}: share of seeds in which row needs fewer rounds than column")
+    if len(judged.medians) > _LISTED:
+        return
+    lines = []
+    for (one, other), pair in _once(judged):
+        span = NEVER if pair.low is None else f"{pair.low:.2f}–{pair.high:.2f}"
+        wins = f"{pair.wins}–{pair.ties}–{pair.losses}"
+        tests = [f"{pair.p_value:.3g}", f"{pair.p_corrected:.3g}"]
+        lines.append([f"{one} : {other}", wins, f"{pair.share:.2f}", span, *tests])
+    title = f"Pairs {until}: Clopper-Pearson 95 % of untied seeds; p of the two-sided sign test"
+    yield Sheet(title, ["pair", "won–tied–lost", "share", "95 %", "p", "p by Holm"], lines)
+
+
+def _medians(judged: Judged, title: str) -> Sheet:
     rows = [
         [name, f"{one.reached}/{one.seeds}", _rounds(one.median), _rounds(one.low), _rounds(one.high)]
         for name, one in judged.medians.items()
     ]
-    title = f"Median rounds until {judged.target.text}{of}: 95 % interval by the percentile bootstrap over seeds"
-    yield Sheet(title, ["algorithm", "seeds", "median", "low", "high"], rows, remark)
-    if not judged.pairs:
-        return
-    names = list(judged.medians)
+    return Sheet(title, ["algorithm", "seeds", "median", "low", "high"], rows, few(judged.seeds))
+
+
+def _wins(judged: Judged, title: str) -> Sheet:
+    names, number = list(judged.medians), len(_once(judged))
     table = [[one, *(_won(judged.pairs.get((one, other))) for other in names)] for one in names]
-    title = f"Win table until {judged.target.text}{of}: share of seeds in which row needs fewer rounds than column"
-    note = "a tie counts half; *: p < 0.05 by the two-sided sign test, not corrected for the number of pairs"
-    yield Sheet(title, ["", *names], table, note)
-    if len(names) > _LISTED:
-        return
-    lines = []
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            if (pair := judged.pairs.get((one, other))) is not None:
-                span = NEVER if pair.low is None else f"{pair.low:.2f}–{pair.high:.2f}"
-                wins = f"{pair.wins}–{pair.ties}–{pair.losses}"
-                lines.append([f"{one} : {other}", wins, f"{pair.share:.2f}", span, f"{pair.p_value:.3g}"])
-    title = f"Pairs until {judged.target.text}{of}: Clopper-Pearson 95 % of untied seeds; p of the two-sided sign test"
-    yield Sheet(title, ["pair", "won–tied–lost", "share", "95 %", "p"], lines)
+    test = f"{LEVEL:g} by the two-sided sign test"
+    test += f", with Holm's correction over all {number} pairs" if number > 1 else ""
+    note = f"a tie counts half; *: p < {test}; {told_apart(judged)}"
+    return Sheet(title, ["", *names], table, note)
+
+
+def _once(judged: Judged) -> list[tuple[tuple[str, str], Pair]]:
+    """Every pair in one order: that of the algorithms."""
+    places = {name: place for place, name in enumerate(judged.medians)}
+    return [(names, pair) for names, pair in judged.pairs.items() if places[names[0]] < places[names[1]]]
+
+
+def told_apart(judged: Judged) -> str:
+    """Which pairs of a win table cannot be told apart, and whether so many seeds could have told any."""
+    pairs = _once(judged)
+    alike = [f"{one} : {other}" for (one, other), pair in pairs if pair.p_corrected >= LEVEL]
+    if not alike:
+        return "every pair is told apart"
+    if len(alike) < len(pairs):
+        listed = f": {', '.join(alike)}" if len(alike) <= _LISTED else ""
+        return f"not told apart, {len(alike)} of {len(pairs)} pairs{listed}"
+    seeds = max(pair.seeds for _, pair in pairs)
+    never = len(pairs) * least(seeds) >= LEVEL  # the smallest p of all is multiplied by their number
+    reason = f", and with {seeds} seeds none could be" if never else ""
+    return ("no pair is told apart" if len(pairs) > 1 else "the pair is not told apart") + reason
 
 
 def _rounds(value: float | None) -> str:
@@ -92,7 +128,7 @@ def _rounds(value: float | None) -> str:
 
 
 def _won(pair: Pair | None) -> str:
-    return NEVER if pair is None else f"{pair.share:.2f}{'*' if pair.p_value < LEVEL else ' '}"
+    return NEVER if pair is None else f"{pair.share:.2f}{'*' if pair.p_corrected < LEVEL else ' '}"
 
 
 def shared_costs(trials: Sequence[Trial]) -> tuple[Costs, list[str]]:

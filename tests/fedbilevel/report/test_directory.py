@@ -80,6 +80,7 @@ def test_a_finished_run_has_every_file_of_the_contract(tmp_path):
         "config.toml",
         "history.csv",
         "summary.csv",
+        "statistics.csv",
         "environment.toml",
         "report.html",
         *(f"{x}_vs_accuracy.{kind}" for x in ("rounds", "bytes") for kind in ("png", "svg", "pdf")),
@@ -87,6 +88,24 @@ def test_a_finished_run_has_every_file_of_the_contract(tmp_path):
     before = {p.name: p.read_bytes() for p in made.path.iterdir()}
     made.finish(made.read_history(), "Digits", [0.5])
     assert {p.name: p.read_bytes() for p in made.path.iterdir()} == before
+
+
+def test_statistics_never_stand_beside_a_newer_history(tmp_path):
+    made = RunDirectory.create(tmp_path / "run")
+    made.finish(rows := rising(2, 2), "Digits", [0.5])
+    assert made.is_finished(rows, [0.5])
+    made.write_history(rows)
+    assert not made.statistics_path.exists()
+    assert not made.is_finished(rows, [0.5])
+    for fewer, targets in ((rising(2, 1), [0.5]), (rising(1, 2), [0.5]), (rows, []), (rows, [0.99])):
+        made.finish(rows, "Digits", [0.5])
+        assert made.statistics_path.is_file()
+        made.finish(fewer, "Digits", targets)
+        assert not made.statistics_path.exists()
+        assert made.is_finished(fewer, targets)
+    made.statistics_path.mkdir()
+    with pytest.raises(BadInput, match=r"statistics\.csv"):
+        made.write_history(rows)
 
 
 def test_figures_are_named_after_what_they_show_and_targets_of_other_columns_have_their_own(tmp_path):

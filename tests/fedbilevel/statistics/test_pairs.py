@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
+import numpy as np
 import pytest
 
 from fedbilevel.results.summary import rounds_until
 from fedbilevel.results.targets import accuracy
-from fedbilevel.statistics.pairs import compare, win_table
+from fedbilevel.statistics.pairs import compare, holm, win_table
 from tests.fedbilevel.results.rows import run
 
 INF = math.inf
@@ -66,6 +68,37 @@ def test_a_table_has_both_orders_and_leaves_out_pairs_without_a_common_seed():
     table = win_table({"a": seeds(1.0, 2.0), "b": seeds(3.0, INF), "c": {7: 1.0}})
     assert {key: pair.share for key, pair in table.items()} == {("a", "b"): 1.0, ("b", "a"): 0.0}
     assert compare({0: 1.0}, {1: 1.0}) is None
+
+
+def test_holm_by_hand():
+    """0.005 * 4, 0.01 * 3, 0.03 * 2 in ascending order; 0.04 * 1 is less than the one before, which stands for it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02], rel=1e-12)
+    assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+def test_holm_is_what_closed_testing_by_bonferroni_gives():
+    """A hypothesis falls where Bonferroni refutes every set that holds it (Marcus, Peritz & Gabriel 1976)."""
+    draws = np.random.default_rng(0)
+    for count in (1, 2, 3, 5, 6):
+        p = [*draws.uniform(0.0, 0.3, count)]
+        p[-1] = p[0]  # ties
+        sets = [each for size in range(1, count + 1) for each in combinations(range(count), size)]
+        closed = [max(min(len(s) * min(p[j] for j in s), 1.0) for s in sets if i in s) for i in range(count)]
+        assert holm(p) == pytest.approx(closed, rel=1e-12)
+
+
+def test_every_pair_of_a_table_is_corrected_and_counts_once():
+    """Of 8 seeds a beats b in 8 and c in 7, and b ties with c in 7: p = 2 / 256, 18 / 256 and 1, of three pairs."""
+    a, b = [1.0] * 8, [2.0] * 8
+    table = win_table({"a": seeds(*a), "b": seeds(*b), "c": seeds(*b[:7], 0.5), "d": {99: 1.0}})
+    corrected = {key: pair.p_corrected for key, pair in table.items()}
+    assert corrected["a", "b"] == corrected["b", "a"] == pytest.approx(6 / 256)
+    assert corrected["a", "c"] == pytest.approx(36 / 256)
+    assert corrected["b", "c"] == 1.0
+    assert table["a", "c"].p_value == pytest.approx(18 / 256)
+    assert len(table) == 6
 
 
 def test_rounds_until_a_target_lie_between_evaluations_and_are_infinite_without_arrival():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 
 from fedbilevel.statistics.profiles import Ranks
-from fedbilevel.statistics.table import STATISTICS_COLUMNS, judge, lines, write_statistics
+from fedbilevel.statistics.table import STATISTICS_COLUMNS, judge, judge_hardest, lines, write_statistics
 from tests.fedbilevel.results.rows import run
 
 
@@ -25,6 +25,16 @@ def test_only_what_several_seeds_and_algorithms_reached_is_judged():
     assert judge(both((10, 20)), [0.5]) == []
     assert judge([row for row in rows if row["algorithm"] == "a"], [0.5]) == []
     assert judge(rows, []) == []
+
+
+def test_the_hardest_target_is_the_last_that_some_algorithm_meets_in_the_median():
+    """0.5 is met by a in two of three seeds, 0.45 too; 0.9 by no seed."""
+    rows = both((10, None), (30, None), (None, 5))
+    assert judge_hardest(rows, [0.45, 0.5, 0.9]).target.threshold == 0.5
+    assert judge_hardest(both((10, None), (None, None), (None, 5)), [0.4, 0.5]).target.threshold == 0.5
+    mixed = rows + run("a", 3, [(0, 0.0), (9, 0.6)])
+    assert judge_hardest(mixed, [0.5, 0.6]).target.threshold == 0.5  # a meets 0.6 in one seed of four
+    assert judge_hardest(rows, [0.9]) is None
 
 
 def test_a_seed_that_only_one_side_has_counts_in_its_median_and_in_no_pair():
