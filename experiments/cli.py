@@ -105,7 +105,7 @@ def run(
 
 @app.command(cls=Command)
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory, or the folder of a tuning.")],
     engine: Engine = None,
     ray_address: RayAddress = None,
     jobs: Jobs = None,
@@ -113,7 +113,16 @@ def resume(
         bool, typer.Option("--trust", help="Execute the problem and algorithm files that it names, wherever they are.")
     ] = False,
 ) -> int:
-    """Go on with a run that was interrupted, where it was."""
+    """Go on with a run or a tuning that was interrupted, where it was."""
+    from server.tuning.journal import JOURNAL
+
+    if (folder / JOURNAL).is_file():
+        from experiments.tuning.command import resume_tune
+        from fedbilevel.errors import BadInput
+
+        if engine not in (None, "local"):
+            raise BadInput("--engine", engine, "local, on which trials run")
+        return resume_tune(folder, stdout(), jobs=jobs, ray_address=ray_address, trust=trust)
     from experiments.runs.complete import execute
     from experiments.runs.launch import carried
     from experiments.runs.trust import hold_trusted
@@ -229,13 +238,15 @@ def tune(
         Path | None, typer.Option(metavar="DIR", help="A new folder, or that of a tuning that was interrupted.")
     ] = None,
     then_run: Annotated[bool, typer.Option("--then-run", help="Run tuned.toml into DIR/run.")] = False,
+    ray_address: RayAddress = None,
+    jobs: Jobs = None,
 ) -> int:
     """Find good options for every algorithm, on seeds of their own: see the table [tune]."""
-    from experiments.tune import TUNED, run_tune
+    from experiments.tuning.command import TUNED, run_tune
 
     folder = out or _unused(f"{config_file.stem}-tune")
-    status = run_tune(config_file, overrides or (), folder, trials, stdout())
-    return status or (run(folder / TUNED, out=folder / "run") if then_run else 0)
+    status = run_tune(config_file, overrides or (), folder, trials, stdout(), jobs=jobs, ray_address=ray_address)
+    return status or (run(folder / TUNED, out=folder / "run", jobs=jobs, ray_address=ray_address) if then_run else 0)
 
 
 # ---- their parts ----

@@ -44,9 +44,15 @@ def launched(
 
     Raises BadInput for an address where no Ray answers, RunFailed for a Ray without room.
     """
+    with as_typed(), _launched(config, directory, ray_address, jobs) as experiment:
+        yield experiment
+
+
+@contextmanager
+def as_typed() -> Iterator[None]:
+    """Let BadInput name what a person typed, while this lasts."""
     try:
-        with _launched(config, directory, ray_address, jobs) as experiment:
-            yield experiment
+        yield
     except BadInput as error:
         raise BadInput(_TYPED.get(error.key, error.key), error.value, error.allowed) from error
 

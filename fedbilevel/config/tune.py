@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedbilevel.errors import BadInput
+from fedbilevel.machine.processes import MOST_THREADS
 from fedbilevel.results.history import METRIC_PREFIX
 from fedbilevel.results.targets import MEASURES, Target
 from fedbilevel.strict import MOST, Strict
@@ -66,6 +67,7 @@ class TuneTable(Strict):
     trials: int = Field(16, ge=1, le=10_000, description="of each algorithm")
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     seed: int = Field(0, ge=0, lt=2**62, description="draws what is tried")
+    threads: int = Field(1, ge=1, le=MOST_THREADS, description="of torch in each run; another number rounds otherwise")
     stopping: bool = Field(True, description="give a trial up as soon as it cannot win; false: the full search")
     ranges: Ranges = Field(default_factory=dict, description="of every algorithm that has the option")
     algorithms: dict[str, Ranges] = Field(default_factory=dict, description="of one algorithm, by its label")

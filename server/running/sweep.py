@@ -1,4 +1,4 @@
-"""A sweep: the jobs of an experiment side by side as Ray tasks, each a `local` federation in a process of its own."""
+"""Runs side by side as Ray tasks, each a `local` federation in a process of its own, and a sweep: an experiment so."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import ray
 import torch
 
-from fedbilevel.config.tables import Config
+from fedbilevel.config.tables import Config, EngineTable
 from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.machine.processes import MOST_THREADS, MOST_WORKERS, require_processes
 from fedbilevel.problem import Problem
@@ -34,18 +34,200 @@ Event = Row | Checkpoint | tuple[int, int] | str | RunFailed
 """What a job reports: an evaluation, where it can go on, iteration and rounds so far, a note, or what ended it."""
 
 
+class Rule(Protocol):
+    """When a run may end early: asked after every iteration, in the process of the run."""
+
+    def take(self, row: Row) -> None:
+        """An evaluation is done."""
+
+    def enough(self) -> bool:
+        """Whether the run may end here."""
+
+
+class Running:
+    """A run that a pool has been handed: where it begins, and what becomes of its reports.
+
+    checkpoint: from which it goes on when it begins or has to begin again; None: from its start.
+    """
+
+    def __init__(self, job: Job, checkpoint: Checkpoint | None = None) -> None:
+        self.job, self.checkpoint = job, checkpoint
+        self.begun = self.stopped = False
+        self.deaths = 0
+        self.error: Exception | None = None
+
+    def rule(self) -> Rule | None:
+        """When it may end early, by what is known when it begins or begins again."""
+        return None
+
+    def started(self) -> None:
+        """It begins."""
+
+    def hear(self, event: Event) -> None:
+        """It reports something, but what ended it."""
+
+    def rewind(self) -> None:
+        """Forget what came after the checkpoint: it begins again there."""
+
+    def ended(self, error: Exception | None) -> None:
+        """It is done, or failed."""
+
+    def left(self) -> None:
+        """It is interrupted."""
+
+    def heard(self, events: Sequence[Event]) -> None:
+        """Take up a report."""
+        if not self.begun:
+            self.begun = True
+            self.started()
+        for event in events:
+            if isinstance(event, RunFailed):
+                self.error = event
+                continue
+            if isinstance(event, Checkpoint):
+                self.checkpoint, self.deaths = event, 0
+            self.hear(event)
+
+    def can_go_on(self, error: Exception) -> bool:
+        """Whether to begin again after what Ray says of its process; if not, that is the run's error."""
+        where = f"{self.job.label}, seed {self.job.seed}"
+        self.deaths += 1
+        if isinstance(error, ray.exceptions.RayTaskError):
+            self.error = RunFailed(f"{where}: {reason(error)}")
+        elif self.deaths >= LIVES:
+            self.error = RunFailed(f"{where}: its process has died {LIVES} times in a row: {reason(error)}")
+        return self.error is None
+
+
+class Pool:
+    """Runs up to `jobs` runs at a time, each in a process of its own, on this machine or on a cluster.
+
+    A run whose process or machine dies goes on elsewhere from its latest checkpoint. Ctrl-C ends all.
+
+    most: how many there ever are at a time. ray_address: "host:port" or "auto" joins a cluster; default: a private Ray
+    on this machine. threads: of torch in each run; default: CPUs / jobs on this machine, 1 on a cluster. problems: how
+    many of their problems are kept at hand.
+
+    Raises BadInput for fewer than one run at a time; `run` raises BadInput for an address where no Ray answers, and
+    RunFailed if Ray finds no room for a run.
+    """
+
+    def __init__(
+        self,
+        jobs: int,
+        most: int,
+        engine: EngineTable,
+        *,
+        ray_address: str | None = None,
+        threads: int | None = None,
+        problems: int = 1,
+    ) -> None:
+        for name, value, highest in (
+            ("jobs", jobs, MOST_WORKERS),
+            ("threads", 1 if threads is None else threads, MOST_THREADS),
+        ):
+            if not 1 <= value <= highest:
+                raise BadInput(name, value, f"an integer of at least 1 and at most {highest}")
+        jobs = min(jobs, most)
+        if ray_address is None:
+            require_processes(jobs, "jobs")
+        self.at_once, self._address, self._engine = jobs, ray_address, engine
+        self._threads = threads or (max(1, processors() // jobs) if ray_address is None else 1)
+        self._reserve = self._threads if ray_address else 1
+        self._running: dict[Any, Running] = {}
+        self._parcels: dict[int, tuple[Problem, Any]] = {}
+        self._problems = problems
+
+    def run(self, begin: Callable[[], Running | None]) -> None:
+        """Run what `begin` gives, which is asked when there is a place, until nothing runs and it gives nothing."""
+        with connected(self._address, cpus=self.at_once):
+            task = ray.remote(federation).options(
+                num_cpus=self._reserve,
+                num_gpus=self._engine.gpus,
+                max_retries=0,
+                scheduling_strategy="SPREAD",
+            )
+            try:
+                self._run_side_by_side(task, begin)
+            finally:
+                for reports, running in self._running.items():
+                    with contextlib.suppress(Exception):
+                        ray.cancel(reports, force=True)
+                    running.left()
+                self._running.clear()
+                self._parcels.clear()
+
+    def stop(self, running: Running, *, cancel: bool = True) -> None:
+        """Nothing is heard of a run any more, and it is made to end unless it does so by itself."""
+        running.stopped = True
+        for reports, each in self._running.items():
+            if cancel and each is running:
+                ray.cancel(reports)
+
+    def _run_side_by_side(self, task: Any, begin: Callable[[], Running | None]) -> None:
+        heard = time.monotonic()
+        while True:
+            while len(self._running) < self.at_once and (one := begin()) is not None:
+                self._running[self._begin(task, one)] = one
+            if not self._running:
+                return
+            ready: list[Any]
+            ready, _ = ray.wait(list(self._running), num_returns=1, timeout=1.0)
+            if ready or any(running.begun for running in self._running.values()):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._engine.patience:
+                raise RunFailed(self._late(len(self._running)))
+            for reports in ready:
+                self._hear(task, reports, self._running.pop(reports))
+
+    def _hear(self, task: Any, reports: Any, running: Running) -> None:
+        """Take up the next report of a run, which is not among those that run while this lasts."""
+        try:
+            report: Any = next(reports)
+            events: list[Event] = ray.get(report)
+        except StopIteration:
+            if not running.stopped:
+                running.ended(running.error)
+        except ray.exceptions.RayError as error:
+            if running.stopped:
+                return
+            if running.can_go_on(error):
+                running.rewind()
+                self._running[self._begin(task, running)] = running
+            else:
+                running.heard([])
+                running.ended(running.error)
+        else:
+            self._running[reports] = running
+            if not running.stopped:
+                running.heard(events)
+
+    def _late(self, waiting: int) -> str:
+        """Say why no run has begun: there is no room for one, or it is slow to start."""
+        patience, reserved = self._engine.patience, (self._reserve, self._engine.gpus)
+        if has_room(1, waiting, *reserved):
+            return f"slow start: no run has begun within {patience:g} s; engine.patience sets how long to wait"
+        return f"no capacity: within {patience:g} s Ray has found no {room(*reserved)} for a run"
+
+    def _begin(self, task: Any, running: Running) -> Any:
+        """Let a run go on from its checkpoint; returns what its reports come from."""
+        job = running.job
+        problem = job.setup().problem()
+        if id(problem) not in self._parcels:
+            for old in list(self._parcels)[: len(self._parcels) - self._problems + 1]:
+                del self._parcels[old]
+            self._parcels[id(problem)] = (problem, ray.put(pack(problem)))
+        parcel = self._parcels[id(problem)][1]
+        files = [each.entry.file for each in plan(job.config) if each.entry.file is not None]
+        run = (job.config, job.label, job.seed, running.checkpoint)
+        return task.remote(parcel, files, *run, self._threads, running.rule())
+
+
 class Sweep(Experiment):
-    """An experiment of which up to `jobs` jobs run at a time.
+    """An experiment of which up to `jobs` jobs run at a time, in a `Pool`, whose parameters and errors it shares.
 
     Rows and checkpoints come to this process while the jobs run, so that files, display and resuming are those of an
-    experiment; the jobs see no common files. A job whose process or machine dies goes on elsewhere from its latest
-    checkpoint. Ctrl-C ends all.
-
-    ray_address: "host:port" or "auto" joins a cluster; default: a private Ray on this machine. threads: of torch in
-    each job; default: CPUs / jobs on this machine, 1 on a cluster.
-
-    Raises BadInput for fewer than one job at a time; `run` raises BadInput for an address where no Ray answers, and
-    RunFailed if Ray finds no room for a job.
+    experiment; the jobs see no common files.
     """
 
     def __init__(
@@ -58,126 +240,50 @@ class Sweep(Experiment):
         ray_address: str | None = None,
         threads: int | None = None,
     ) -> None:
-        for name, value, most in (
-            ("jobs", jobs, MOST_WORKERS),
-            ("threads", 1 if threads is None else threads, MOST_THREADS),
-        ):
-            if not 1 <= value <= most:
-                raise BadInput(name, value, f"an integer of at least 1 and at most {most}")
         super().__init__(config, directory, local, observer)
-        jobs = min(jobs, len(self.jobs))
-        if ray_address is None:
-            require_processes(jobs, "jobs")
-        self._at_once, self._address = jobs, ray_address
-        self._threads = threads or (max(1, processors() // jobs) if ray_address is None else 1)
-        self._reserve = self._threads if ray_address else 1
-        self._parcel: tuple[Problem, Any] | None = None
+        self._pool = Pool(jobs, len(self.jobs), config.engine, ray_address=ray_address, threads=threads)
 
     def _run_all(self, jobs: list[Job]) -> None:
-        if not jobs:
-            return
-        with connected(self._address, cpus=self._at_once):
-            task = ray.remote(federation).options(
-                num_cpus=self._reserve,
-                num_gpus=self.config.engine.gpus,
-                max_retries=0,
-                scheduling_strategy="SPREAD",
-            )
-            running: dict[Any, Running] = {}
-            try:
-                self._run_side_by_side(task, deque(jobs), running)
-            finally:
-                for reports, job in running.items():
-                    with contextlib.suppress(Exception):
-                        ray.cancel(reports, force=True)
-                    job.record.save()
-                self._parcel = None
-
-    def _run_side_by_side(self, task: Any, waiting: deque[Job], running: dict[Any, Running]) -> None:
-        heard = time.monotonic()
-        while waiting or running:
-            while waiting and len(running) < self._at_once:
-                job = Running(Record(self, waiting.popleft()))
-                running[self._begin(task, job.record)] = job
-            ready: list[Any]
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-            if ready or any(job.started for job in running.values()):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > self.config.engine.patience:
-                raise RunFailed(self._late(len(running)))
-            for reports in ready:
-                job = running.pop(reports)
-                try:
-                    report: Any = next(reports)
-                    events: list[Event] = ray.get(report)
-                except StopIteration:
-                    job.record.save(done=job.error is None)
-                    self._ended(job.record.job, job.error)
-                except ray.exceptions.RayError as error:
-                    if job.can_go_on(error):
-                        job.record.rewind()
-                        running[self._begin(task, job.record)] = job
-                    else:
-                        self._hear(job, [])
-                        job.record.save()
-                        self._ended(job.record.job, job.error)
-                else:
-                    running[reports] = job
-                    self._hear(job, events)
-
-    def _late(self, waiting: int) -> str:
-        """Say why no run has begun: there is no room for one, or it is slow to start."""
-        patience, reserved = self.config.engine.patience, (self._reserve, self.config.engine.gpus)
-        if has_room(1, waiting, *reserved):
-            return f"slow start: no run has begun within {patience:g} s; engine.patience sets how long to wait"
-        return f"no capacity: within {patience:g} s Ray has found no {room(*reserved)} for a run"
-
-    def _begin(self, task: Any, record: Record) -> Any:
-        """Let a job run from its checkpoint; returns what its reports come from."""
-        job = record.job
-        problem = job.setup().problem()
-        if self._parcel is None or self._parcel[0] is not problem:
-            self._parcel = (problem, ray.put(pack(problem)))
-        files = [each.entry.file for each in self.jobs if each.entry.file is not None]
-        return task.remote(self._parcel[1], files, job.config, job.label, job.seed, record.checkpoint, self._threads)
-
-    def _hear(self, job: Running, events: list[Event]) -> None:
-        record = job.record
-        if not job.started:
-            job.started = True
-            self.observer.started(record.job)
-        for event in events:
-            if isinstance(event, Checkpoint):
-                job.deaths = 0
-                record.keep(event)
-            elif isinstance(event, tuple):
-                record.tick(*event)
-            elif isinstance(event, str):
-                record.say(event)
-            elif isinstance(event, RunFailed):
-                job.error = event
-            else:
-                record.row(event)
+        waiting = deque(jobs)
+        if waiting:
+            self._pool.run(lambda: Recorded(Record(self, waiting.popleft()), self) if waiting else None)
 
 
-class Running:
-    """A job that has been handed to Ray."""
+class Recorded(Running):
+    """A job of a sweep, whose reports go into the sweep's record of it."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.started = False
-        self.deaths = 0
-        self.error: Exception | None = None
+    def __init__(self, record: Record, sweep: Sweep) -> None:
+        super().__init__(record.job, record.checkpoint)
+        self._record, self._sweep = record, sweep
 
-    def can_go_on(self, error: Exception) -> bool:
-        """Whether to begin again after what Ray says of its process; if not, that is the job's error."""
-        where = f"{self.record.job.label}, seed {self.record.job.seed}"
-        self.deaths += 1
-        if isinstance(error, ray.exceptions.RayTaskError):
-            self.error = RunFailed(f"{where}: {reason(error)}")
-        elif self.deaths >= LIVES:
-            self.error = RunFailed(f"{where}: its process has died {LIVES} times in a row: {reason(error)}")
-        return self.error is None
+    def started(self) -> None:
+        """It begins."""
+        self._sweep.observer.started(self.job)
+
+    def hear(self, event: Event) -> None:
+        """It reports something."""
+        record = self._record
+        if isinstance(event, Checkpoint):
+            record.keep(event)
+        elif isinstance(event, tuple):
+            record.tick(*event)
+        elif isinstance(event, str):
+            record.say(event)
+        elif not isinstance(event, RunFailed):
+            record.row(event)
+
+    def rewind(self) -> None:
+        """Forget the rows after the checkpoint."""
+        self._record.rewind()
+
+    def ended(self, error: Exception | None) -> None:
+        """It is done, or failed."""
+        self._record.save(done=error is None)
+        self._sweep._ended(self.job, error)
+
+    def left(self) -> None:
+        """It is interrupted: what is known of it is kept."""
+        self._record.save()
 
 
 def federation(
@@ -188,10 +294,20 @@ def federation(
     seed: int,
     checkpoint: Checkpoint | None,
     threads: int,
+    rule: Rule | None = None,
 ) -> Iterator[list[Event]]:
     """Run one job in this process and report, now and then, what has happened since; the first report is empty."""
     yield []
     happened: deque[Event] = deque()
+    cancelled = threading.Event()
+
+    def observe(row: Row) -> None:
+        happened.append(row)
+        if rule is not None:
+            rule.take(row)
+
+    def enough() -> bool:
+        return cancelled.is_set() or (rule is not None and rule.enough())
 
     def work() -> None:
         torch.set_num_threads(threads)
@@ -203,11 +319,12 @@ def federation(
                 job.run(),
                 problem,
                 local(job.setup(), problem),
-                observe=happened.append,
+                observe=observe,
                 resume=checkpoint,
                 keep=happened.append,
                 tick=lambda iteration, rounds: happened.append((iteration, rounds)),
                 say=happened.append,
+                enough=enough,
             )
         except RunFailed as error:
             happened.append(type(error)(str(error)))
@@ -216,6 +333,15 @@ def federation(
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
+    try:
+        yield from _reports(worker, happened)
+    finally:
+        cancelled.set()  # the process is there for the next run
+        worker.join()
+
+
+def _reports(worker: threading.Thread, happened: deque[Event]) -> Iterator[list[Event]]:
+    """What has happened since, now and then while a thread works; of steps the latest, of checkpoints one a second."""
     saved = time.monotonic()
     latest: Checkpoint | None = None
     working = True

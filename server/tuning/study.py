@@ -6,27 +6,41 @@ alone, and the journal holds whole trials only: what was interrupted goes on as 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from fedbilevel.config.tables import Config
 from fedbilevel.config.tune import Range, TuneTable
 from fedbilevel.errors import BadInput
 from server.running.experiment import Observer
-from server.running.plan import check_problem, fingerprint, plan, resolved
-from server.tuning.objective import FAILED, RUNGS, Goal, Trial, run_trial
+from server.running.plan import Job, check_problem, fingerprint, plan, resolved
+from server.tuning.journal import journal
+from server.tuning.objective import FAILED, Goal
 from server.tuning.space import Space, cast, grid, spaces, with_options
+from server.tuning.trial import RUNGS, Course, Trial, run_trial
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages import JournalStorage
 
-JOURNAL = "study.journal"
 _STARTUP = 5
 """Random points before the sampler learns from them."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A trial that may run: its options, one job per seed, and how far it is."""
+
+    options: Mapping[str, Any]
+    jobs: list[Job]
+    course: Course
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Tuning:
         self.entries = {job.label: job.entry for job in jobs}
         self.spaces = spaces(config, jobs)
         gridded = self.spaces if tune.sampler == "grid" else {}
-        self._grids = {label: grid(space, tune.trials) for label, space in gridded.items()}
+        self.grids = {label: grid(space, tune.trials) for label, space in gridded.items()}
         self.fingerprint = self._digest()
 
     def check(self) -> None:
@@ -67,95 +81,22 @@ class Tuning:
         """How many trials an algorithm has."""
         if not self.spaces[label]:
             return 0
-        return len(self._grids[label]) if self.table.sampler == "grid" else self.table.trials
+        return len(self.grids[label]) if self.table.sampler == "grid" else self.table.trials
 
-    def open(self, folder: Path) -> dict[str, optuna.Study]:
-        """The studies of a folder, by label. Raises BadInput for those of another config."""
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+    @contextlib.contextmanager
+    def open(self, folder: Path) -> Iterator[list[Study]]:
+        """Have the studies of a folder to oneself while this lasts: of every algorithm that has ranges.
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-        studies = {}
-        for label in (label for label, space in self.spaces.items() if space):
-            study = optuna.create_study(storage=storage, study_name=label, load_if_exists=True)
-            held = study.user_attrs.get("fingerprint")
-            if held is None and not study.get_trials(deepcopy=False):
-                study.set_user_attr("fingerprint", self.fingerprint)
-            elif held != self.fingerprint:
-                raise BadInput("out", str(folder), "a new folder, or one with the trials of this very config")
-            studies[label] = study
-        return studies
-
-    def held(self, folder: Path) -> list[Tried]:
-        """The trials that a folder holds. Raises BadInput for those of another config."""
-        studies = self.open(folder).items()
-        return [each for label, study in studies for each in self._before(label, study)[: self.trials_of(label)]]
-
-    def run(self, folder: Path, observer: Observer, told: Callable[[Tried], None]) -> None:
-        """Run the trials that the folder still lacks, algorithm by algorithm; `told` of each that is done.
-
-        Whatever ends it, the trials that were done are kept.
+        Raises BadInput for those of another config, and where another process has them.
         """
-        for label, study in self.open(folder).items():
-            tried = self._before(label, study)
-            for number in range(len(tried), self.trials_of(label)):
-                options = self._point(label, study, number)
-                tried.append(Tried(label, number, options, self._run(label, options, tried, observer)))
-                self._keep(study, tried[-1])
-                told(tried[-1])
-
-    def _run(self, label: str, options: Mapping[str, Any], before: list[Tried], observer: Observer) -> Trial:
-        config = with_options(self.trial_config, label, options, self.entries[label])
-        jobs = [job for job in plan(config) if job.label == label]
-        others = {
-            rung: [each.trial.rungs[rung] for each in before if rung in each.trial.rungs] for rung in map(str, RUNGS)
-        }
-        best = min((each.trial.score for each in before if each.trial.outcome == "complete"), default=FAILED)
-        return run_trial(jobs, self.goal, best, others, observer, stopping=self.table.stopping)
-
-    def _point(self, label: str, study: optuna.Study, number: int) -> dict[str, Any]:
-        """The options of a trial, from those before it."""
-        space = self.spaces[label]
-        if self.table.sampler == "grid":
-            return self._grids[label][number]
         import optuna
 
-        text = json.dumps([self.table.seed, label, number])
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
-        sampler: optuna.samplers.BaseSampler
-        if self.table.sampler == "random":
-            sampler = optuna.samplers.RandomSampler(seed=seed)
-        else:
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
-        asked = optuna.create_study(sampler=sampler)
-        asked.add_trials(study.get_trials(deepcopy=False))
-        params = asked.ask(distributions(space)).params
-        return {
-            name: cast(given, params[name]) if isinstance(given, Range) else params[name]
-            for name, given in space.items()
-        }
-
-    def _keep(self, study: optuna.Study, tried: Tried) -> None:
-        import optuna
-
-        trial = tried.trial
-        pruned = trial.outcome == "stopped"
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE,
-                value=None if pruned else trial.score,
-                params=dict(tried.options),
-                distributions=distributions(self.spaces[tried.label]),
-                intermediate_values={trial.rounds: trial.score} if pruned else {},
-                user_attrs={"trial": asdict(trial)},
-            )
-        )
-
-    def _before(self, label: str, study: optuna.Study) -> list[Tried]:
-        held = study.get_trials(deepcopy=False)
-        return [Tried(label, n, dict(each.params), Trial(**each.user_attrs["trial"])) for n, each in enumerate(held)]
+        with journal(folder) as storage:
+            for study in optuna.get_all_study_summaries(storage):
+                if study.n_trials and study.user_attrs.get("fingerprint") != self.fingerprint:
+                    allowed = "a new folder, or the trials of this very config: these are a study of another config"
+                    raise BadInput("out", str(folder), allowed)
+            yield [Study(self, label, storage) for label, space in self.spaces.items() if space]
 
     def _digest(self) -> str:
         """Of everything that the trials depend on, but how many there are where that only ends them."""
@@ -163,6 +104,93 @@ class Tuning:
         target = self.goal.target and self.goal.target.model_dump(mode="json")
         text = json.dumps([fingerprint(resolved(self.trial_config)), table, target], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class Study:
+    """The trials of one algorithm, each of which depends on those before it."""
+
+    def __init__(self, tuning: Tuning, label: str, storage: JournalStorage) -> None:
+        import optuna
+
+        self.label, self._tuning = label, tuning
+        self._study = optuna.create_study(storage=storage, study_name=label, load_if_exists=True)
+        if self._study.user_attrs.get("fingerprint") != tuning.fingerprint:
+            self._study.set_user_attr("fingerprint", tuning.fingerprint)
+        kept = self._study.get_trials(deepcopy=False)
+        found = [Tried(label, n, dict(each.params), Trial(**each.user_attrs["trial"])) for n, each in enumerate(kept)]
+        self.tried = found[: tuning.trials_of(label)]
+
+    @property
+    def left(self) -> int:
+        """How many trials it lacks."""
+        return self._tuning.trials_of(self.label) - len(self.tried)
+
+    def begin(self) -> Begun:
+        """The next trial, not begun yet."""
+        tuning, number = self._tuning, len(self.tried)
+        options = self._point(number)
+        config = with_options(tuning.trial_config, self.label, options, tuning.entries[self.label])
+        jobs = [job for job in plan(config) if job.label == self.label]
+        trials = [each.trial for each in self.tried]
+        others = {rung: [trial.rungs[rung] for trial in trials if rung in trial.rungs] for rung in map(str, RUNGS)}
+        best = min((trial.score for trial in trials if trial.outcome == "complete"), default=FAILED)
+        return Begun(options, jobs, Course(jobs, tuning.goal, best, others, stopping=tuning.table.stopping))
+
+    def keep(self, options: Mapping[str, Any], trial: Trial) -> Tried:
+        """Keep a trial that is over."""
+        import optuna
+
+        pruned = trial.outcome == "stopped"
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE,
+                value=None if pruned else trial.score,
+                params=dict(options),
+                distributions=distributions(self._tuning.spaces[self.label]),
+                intermediate_values={trial.rounds: trial.score} if pruned else {},
+                user_attrs={"trial": asdict(trial)},
+            )
+        )
+        self.tried.append(Tried(self.label, len(self.tried), options, trial))
+        return self.tried[-1]
+
+    def _point(self, number: int) -> dict[str, Any]:
+        """The options of a trial, from those before it."""
+        space, table = self._tuning.spaces[self.label], self._tuning.table
+        if table.sampler == "grid":
+            return self._tuning.grids[self.label][number]
+        import optuna
+
+        text = json.dumps([table.seed, self.label, number])
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest())
+        sampler: optuna.samplers.BaseSampler
+        if table.sampler == "random":
+            sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
+        asked = optuna.create_study(sampler=sampler)
+        asked.add_trials(self._study.get_trials(deepcopy=False)[:number])
+        params = asked.ask(distributions(space)).params
+        return {
+            name: cast(given, params[name]) if isinstance(given, Range) else params[name]
+            for name, given in space.items()
+        }
+
+
+def run_in_turn(studies: Sequence[Study], observer: Observer, told: Callable[[Tried], None], threads: int) -> None:
+    """Run the trials that studies lack, one after another, with so many of torch's threads; `told` of each when kept.
+
+    Whatever ends it, the trials that were done are kept.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for study in studies:
+            while study.left:
+                begun = study.begin()
+                told(study.keep(begun.options, run_trial(begun.jobs, begun.course, observer)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:

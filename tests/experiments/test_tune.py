@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.tune import Display
+from experiments.tuning.display import Display
 from tests.console import config, refused
 
 # x stays, and A = I/2: a step beta on y shrinks its error by 1 - beta/2, so that beta = 2 ends at the minimum at once.
@@ -85,7 +85,7 @@ def test_a_tuning_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path, monkey
 
     monkeypatch.setattr(Display, "started", interrupted)
     assert main(["tune", file, "--out", "cut", "--trials", "8"]) == 130
-    assert "go on with the same command and --out cut" in capsys.readouterr().err
+    assert "go on with: fedbilevel resume cut" in capsys.readouterr().err
     assert 5 <= len(trials("cut")) < 8
     assert main(["tune", file, "--out", "cut", "--trials", "8"]) == 0
     for name in ("trials.csv", "tuned.toml", "sensitivity.png"):

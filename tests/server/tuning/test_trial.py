@@ -8,8 +8,9 @@ import pytest
 
 from fedbilevel.results.targets import Target
 from server.running.experiment import Observer
-from server.tuning import objective
-from server.tuning.objective import FAILED, MET, UNREACHED, Goal, run_trial
+from server.tuning import trial as trials
+from server.tuning.objective import FAILED, UNREACHED, Goal
+from server.tuning.trial import MET, Course, run_trial
 
 LOSS = Goal("rounds", Target(column="upper_loss", at_most=1.0))
 END = Goal(column="test_accuracy")
@@ -26,18 +27,18 @@ def trial(monkeypatch, curves, goal=LOSS, best=FAILED, others=None, stopping=Tru
             if enough():
                 return
 
-    monkeypatch.setattr(objective, "run_one", run_one)
-    monkeypatch.setattr(objective, "local", lambda setup, problem: None)
+    monkeypatch.setattr(trials, "run_one", run_one)
+    monkeypatch.setattr(trials, "local", lambda setup, problem: None)
     jobs = [
         types.SimpleNamespace(
             goal=len(curve) - 1,
-            reached=lambda row: row["round"],
+            unit="rounds",
             setup=lambda: types.SimpleNamespace(problem=lambda: None),
             run=lambda seed=seed: seed,
         )
         for seed, curve in enumerate(curves)
     ]
-    return run_trial(jobs, goal, best, others or {}, Observer(), stopping=stopping)
+    return run_trial(jobs, Course(jobs, goal, best, others, stopping=stopping), Observer())
 
 
 def test_the_median_of_the_rounds_to_the_target_and_a_run_ends_there(monkeypatch):
