@@ -35,7 +35,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def configuration() -> Iterator[str]:
     """Every table of a config, and every key of it."""
     from fedbilevel.config.tables import Config
-    from fedbilevel.config.tune import Range
+    from fedbilevel.config.tune import Best, Range
     from fedbilevel.data import DATASETS, PARTITIONS, partition_parameters
     from fedbilevel.results.targets import Target
 
@@ -65,6 +65,9 @@ def configuration() -> Iterator[str]:
     yield "\n## An entry of `run.targets`, and `tune.target`\n"
     yield "A test accuracy, such as `0.9`, or a table:\n"
     yield from _keys(Target.model_json_schema(), Target.model_json_schema())
+    yield "\n## `tune.best`\n"
+    yield "The name of a column, or a table, which a problem's own measures need:\n"
+    yield from _keys(Best.model_json_schema(), Best.model_json_schema())
     yield "\n## A range of `[tune]`\n"
     yield "A list of values to choose from, or a table:\n"
     yield from _keys(Range.model_json_schema(), Range.model_json_schema())

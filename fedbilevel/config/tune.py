@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedbilevel.errors import BadInput
+from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.machine.processes import MOST_THREADS
-from fedbilevel.results.history import METRIC_PREFIX
-from fedbilevel.results.targets import MEASURES, Target
+from fedbilevel.results.targets import HIGHER, MEASURES, Target, hold_measure
 from fedbilevel.strict import MOST, Strict
 
 Spent = Literal["rounds", "uplink_bytes", "bytes", "simulated_seconds"]
@@ -48,6 +46,29 @@ class Range(Strict):
         return isinstance(self.low, int) and isinstance(self.high, int) if self.integer is None else self.integer
 
 
+class Best(Strict):
+    """A column of the history, and whether more or less of it is better; a problem's own measures need that said.
+
+    >>> Best(column="test_accuracy").higher, Best(column="metric_regret", direction="min").higher
+    (True, False)
+    """
+
+    column: str
+    direction: Literal["max", "min"] | None = Field(None, description="which is best; default: as the column is known")
+
+    @model_validator(mode="after")
+    def _known(self) -> Best:
+        hold_measure(self.column, "column")
+        if self.direction is None and self.column not in MEASURES:
+            raise BadInput("direction", NOTHING, f'"max" or "min": of {self.column} it is not known which is better')
+        return self
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return self.column in HIGHER if self.direction is None else self.direction == "max"
+
+
 Choices = Annotated[list[Choice], Field(min_length=1)]
 Ranges = dict[str, Range | Choices]
 """By option: a range of numbers, or the values to choose from."""
@@ -60,7 +81,10 @@ class TuneTable(Strict):
     target: Annotated[float, Field(gt=0, le=1)] | Target | None = Field(
         None, description="as an entry of run.targets; default: the last of them"
     )
-    best: str | None = Field(None, description="in place of fewest: the column to be best at the end of the run")
+    best: str | Best | None = Field(
+        None,
+        description="in place of fewest: the column to be best at the end of the run, with its direction if its own",
+    )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=1)] | None = Field(
         None, description="of every trial's runs, none of run.seeds; default: the first two that are free"
     )
@@ -69,19 +93,24 @@ class TuneTable(Strict):
     seed: int = Field(0, ge=0, lt=2**62, description="draws what is tried")
     threads: int = Field(1, ge=1, le=MOST_THREADS, description="of torch in each run; another number rounds otherwise")
     stopping: bool = Field(True, description="give a trial up as soon as it cannot win; false: the full search")
+    defaults: bool = Field(
+        True, description="whether steps and penalties that no range is named for have their usual ones"
+    )
     ranges: Ranges = Field(default_factory=dict, description="of every algorithm that has the option")
     algorithms: dict[str, Ranges] = Field(default_factory=dict, description="of one algorithm, by its label")
 
     @model_validator(mode="after")
     def _one_goal(self) -> TuneTable:
+        if isinstance(self.best, str):
+            hold_measure(self.best, "best")
+            if self.best not in MEASURES:
+                allowed = f'{{ column = "{self.best}", direction = "max" }}, or "min": which is better is not known'
+                raise BadInput("best", self.best, allowed)
         if self.best is not None:
-            if self.best not in MEASURES and not self.best.startswith(METRIC_PREFIX):
-                near = difflib.get_close_matches(self.best, MEASURES, n=1, cutoff=0.5)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise BadInput("best", self.best, f"{', '.join(MEASURES)} or {METRIC_PREFIX}NAME{hint}")
+            best = self.best if isinstance(self.best, str) else self.best.column
             for name, value in (("fewest", self.fewest), ("target", self.target)):
                 if value is not None:
-                    raise BadInput(name, value, f"only one of best (= {self.best}) and {name}")
+                    raise BadInput(name, value, f"only one of best (= {best}) and {name}")
         if self.seeds is not None and len(set(self.seeds)) != len(self.seeds):
             raise BadInput("seeds", self.seeds, "seeds that differ from each other")
         return self

@@ -18,11 +18,22 @@ SPENT = frozenset(
 """The columns of a history that say which evaluation a row is and what it cost; all others say what it found."""
 MEASURES = (*(column for column in COLUMNS if column not in SPENT), *SOLUTION_COLUMNS)
 """The columns with a measure that every problem may have; a problem's own, `metric_*`, come on top."""
+HIGHER = frozenset(("test_accuracy", "value_accuracy"))
+"""The measures of which more is better; of the others in MEASURES less is, of a problem's own nobody else knows."""
 
 _EVALUATED = ("test_loss", "test_accuracy")
 # Tried in turn: the levels that the field reports, then those of runs too short or too hard to get there.
 _LADDERS = ((0.5, 0.6, 0.7, 0.8, 0.9, 0.95), (0.1, 0.2, 0.3, 0.4), (0.01, 0.02, 0.05))
 Bound = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def hold_measure(column: str, key: str) -> None:
+    """Raises BadInput for the name of a column that cannot hold a measure, with the nearest that can."""
+    if column in MEASURES or (column.startswith(METRIC_PREFIX) and column != METRIC_PREFIX):
+        return
+    near = difflib.get_close_matches(column, MEASURES, n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise BadInput(key, column, f"{', '.join(MEASURES)} or {METRIC_PREFIX}NAME{hint}")
 
 
 class Target(Strict):
@@ -38,10 +49,7 @@ class Target(Strict):
 
     @model_validator(mode="after")
     def _one_bound(self) -> Target:
-        if not (self.column in MEASURES or (self.column.startswith(METRIC_PREFIX) and self.column != METRIC_PREFIX)):
-            near = difflib.get_close_matches(self.column, MEASURES, n=1, cutoff=0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise BadInput("column", self.column, f"{', '.join(MEASURES)} or {METRIC_PREFIX}NAME{hint}")
+        hold_measure(self.column, "column")
         if self.at_most is None and self.at_least is None:
             raise BadInput("at_most", NOTHING, "a number; or at_least in its place")
         if self.at_most is not None and self.at_least is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fedbilevel.config.tables import Config
-from fedbilevel.config.tune import Spent, TuneTable
+from fedbilevel.config.tune import Best, Spent, TuneTable
 from fedbilevel.errors import BadInput
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.targets import Target, accuracy, measured, named
@@ -15,19 +16,20 @@ UNREACHED, FAILED = 1e15, 1e300
 """Scores: of a run that does not meet the target, UNREACHED to twice as much; of one that fails. Rounds, bytes and
 seconds are far below."""
 _NATURAL = ("test_accuracy", "value", "upper_loss")
-_UP = ("accuracy", "auroc", "auc", "f1")
 
 
 @dataclass(frozen=True)
 class Goal:
     """What is looked for: the least of `spent` until `target` is met, or the best of `column` at the end.
 
-    column: None for the first of the test accuracy, the value and the upper loss that the runs have.
+    column: None for the first of the test accuracy, the value and the upper loss that the runs have. direction: of the
+    column, None for one of which it is known.
     """
 
     spent: Spent | None = None
     target: Target | None = None
     column: str | None = None
+    direction: Literal["max", "min"] | None = None
 
     @classmethod
     def of(cls, config: Config) -> Goal:
@@ -37,7 +39,8 @@ class Goal:
         if given is None and config.run.targets:
             given = config.run.targets[-1]
         if tune.best is not None or (given is None and tune.fewest is None):
-            return cls(column=tune.best)
+            best = Best(column=tune.best) if isinstance(tune.best, str) else tune.best
+            return cls() if best is None else cls(column=best.column, direction=best.direction)
         if given is None:
             raise BadInput("tune.fewest", tune.fewest, "with a target: tune.target, or run.targets")
         return cls(tune.fewest or "rounds", given if isinstance(given, Target) else accuracy(float(given)))
@@ -57,8 +60,9 @@ class Goal:
 
     def sign(self, column: str) -> float:
         """By which a value is multiplied so that less is better."""
-        up = self.target.direction == "at_least" if self.target else any(word in column for word in _UP)
-        return -1.0 if up else 1.0
+        if self.target is not None:
+            return -1.0 if self.target.direction == "at_least" else 1.0
+        return -1.0 if Best(column=column, direction=self.direction).higher else 1.0
 
     def cost(self, row: Row) -> float:
         """What is spent at a row."""

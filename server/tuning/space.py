@@ -25,7 +25,7 @@ DEFAULTS: Mapping[str, Range] = {
     "neumann_step": _LOWER,
     "penalty": Range(low=1.0, high=1000.0, log=True),
 }
-"""The ranges of a config that names none: of the options that every problem needs set anew."""
+"""The ranges of options that a config names none for: of those that every problem needs set anew."""
 EDGE = 0.05
 """The share of a range at either end in which an optimum may well lie beyond it."""
 
@@ -33,7 +33,8 @@ EDGE = 0.05
 def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
     """The ranges of every algorithm of a config, by label; empty for one whose options all stay as they are.
 
-    Where `[tune]` names no range at all, each algorithm has those of DEFAULTS for the options that it has.
+    What `[tune]` names for an algorithm wins over what it names for all, and that over DEFAULTS, which hold for the
+    other options that an algorithm has, set or not, unless `defaults` is false. A list of one value holds an option.
 
     Raises BadInput for a label or an option that is not there, and for ends that an algorithm does not take.
     """
@@ -46,7 +47,6 @@ def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
     for name, given in tune.ranges.items():
         if name not in known:
             raise unknown_key("tune.ranges", name, _shown(given), known)
-    named = bool(tune.ranges) or any(tune.algorithms.values())
     found: dict[str, Space] = {}
     for label, entry in entries.items():
         fields = entry.options.model_fields
@@ -57,14 +57,19 @@ def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
         shared: Ranges = {name: given for name, given in tune.ranges.items() if name in fields}
         _hold(entry, shared, "tune.ranges")
         _hold(entry, own, f"tune.algorithms.{label}")
-        chosen: dict[str, Range | list[Any]] = dict(shared | own if named else {})
-        if not named:
-            chosen = {name: given for name, given in DEFAULTS.items() if name in fields}
-            for first, second in entry.options.aliases:
-                if first in chosen:
-                    chosen.pop(second, None)
-        found[label] = chosen
+        usual: Ranges = {name: given for name, given in DEFAULTS.items() if name in fields and tune.defaults}
+        found[label] = _over(entry, _over(entry, usual, shared), own)
     return found
+
+
+def _over(entry: Entry, ranges: Ranges, wins: Ranges) -> Ranges:
+    """Both, where `wins` does: also over the other name of the same number; of two names in one table the first."""
+    for names in entry.options.aliases:
+        if set(names) & set(wins):
+            ranges = {name: given for name, given in ranges.items() if name not in names}
+        if set(names) <= set(wins):
+            wins = {name: given for name, given in wins.items() if name != names[1]}
+    return ranges | wins
 
 
 def _hold(entry: Entry, ranges: Ranges, key: str) -> None:

@@ -79,8 +79,11 @@ class Tuning:
 
     def trials_of(self, label: str) -> int:
         """How many trials an algorithm has."""
-        if not self.spaces[label]:
+        space = self.spaces[label]
+        if not space:
             return 0
+        if all(isinstance(given, list) and len(given) == 1 for given in space.values()):
+            return 1
         return len(self.grids[label]) if self.table.sampler == "grid" else self.table.trials
 
     @contextlib.contextmanager
@@ -100,9 +103,14 @@ class Tuning:
 
     def _digest(self) -> str:
         """Of everything that the trials depend on, but how many there are where that only ends them."""
-        table = self.table.model_dump(mode="json", exclude=set() if self.table.sampler == "grid" else {"trials"})
+        only_ends = set() if self.table.sampler == "grid" else {"trials"}
+        table = self.table.model_dump(mode="json", exclude={"ranges", "algorithms", "defaults", *only_ends})
+        ranges = {
+            label: {name: given.model_dump() if isinstance(given, Range) else given for name, given in space.items()}
+            for label, space in self.spaces.items()
+        }
         target = self.goal.target and self.goal.target.model_dump(mode="json")
-        text = json.dumps([fingerprint(resolved(self.trial_config)), table, target], sort_keys=True)
+        text = json.dumps([fingerprint(resolved(self.trial_config)), table, ranges, target], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

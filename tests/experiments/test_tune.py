@@ -32,6 +32,7 @@ neumann_terms = 1
 [tune]
 best = "lower_loss"
 trials = 12
+defaults = false
 [tune.ranges]
 lower_step = { low = 0.5, high = 3.8 }
 """
@@ -97,6 +98,7 @@ def test_a_target_that_none_reaches_is_told_and_a_run_that_fails_is_the_worst(tm
     goal = """
 [tune]
 target = { column = "lower_loss", at_most = -1e9 }
+defaults = false
 ranges = { lower_step = [1.0, 1e200] }
 sampler = "grid"
 trials = 2

@@ -30,10 +30,39 @@ def test_without_ranges_each_algorithm_has_those_of_its_own_steps(tune):
     assert found["f2sa"]["penalty"] == Range(low=1.0, high=1000.0, log=True)
 
 
-def test_ranges_that_are_named_are_all_there_are_and_its_own_win():
-    shared, own = {"low": 0.1, "high": 1.0}, {"low": 2.0, "high": 3.0}
-    found = of({"ranges": {"lower_step": shared, "penalty": [1.0, 5.0]}, "algorithms": {"f2sa": {"lower_step": own}}})
-    assert found == {"aggitd": {"lower_step": Range(**shared)}, "f2sa": {"lower_step": Range(**own), "penalty": [1, 5]}}
+SHARED, OWN = {"low": 0.1, "high": 1.0}, {"low": 2.0, "high": 3.0}
+NAMED = {"ranges": {"lower_step": SHARED, "penalty": [1.0, 5.0]}, "algorithms": {"f2sa": {"lower_step": OWN}}}
+
+
+def test_ranges_that_are_named_win_over_the_usual_ones_and_its_own_over_those_of_all():
+    found = of(NAMED)
+    assert found["aggitd"] == of({})["aggitd"] | {"lower_step": Range(**SHARED)}
+    assert found["f2sa"] == {
+        "upper_step": Range(low=1e-2, high=100.0, log=True),
+        "lower_step": Range(**OWN),
+        "penalty": [1, 5],
+    }
+
+
+def test_without_defaults_the_ranges_that_are_named_are_all_there_are():
+    found = of({**NAMED, "defaults": False})
+    assert found == {"aggitd": {"lower_step": Range(**SHARED)}, "f2sa": {"lower_step": Range(**OWN), "penalty": [1, 5]}}
+
+
+def test_an_option_that_the_config_sets_is_tuned_all_the_same_unless_it_is_held():
+    tables = {"aggitd": {"lower_step": 0.2}}
+    assert of({}, **tables) == of({}, aggitd={})
+    held = of({"algorithms": {"aggitd": {"lower_step": [0.2]}}}, **tables)["aggitd"]
+    assert held == of({}, aggitd={})["aggitd"] | {"lower_step": [0.2]}
+
+
+def test_two_names_of_one_number_have_one_range():
+    """aggitd: lower_rounds and neumann_terms are both N."""
+    rounds, terms = [1, 2], [3, 4]
+    shared = {"defaults": False, "ranges": {"lower_rounds": rounds, "neumann_terms": terms}}
+    assert of(shared)["aggitd"] == {"lower_rounds": rounds}
+    own = {**shared, "algorithms": {"aggitd": {"neumann_terms": [7]}}}
+    assert of(own)["aggitd"] == {"neumann_terms": [7]}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +78,10 @@ def test_ranges_that_are_named_are_all_there_are_and_its_own_win():
         ({"algorithms": {"agitd": {"penalty": [1.0]}}}, "tune.algorithms: .*did you mean 'aggitd'"),
         ({"best": "test_acuracy"}, "tune.best: .*did you mean 'test_accuracy'"),
         ({"best": "value", "fewest": "rounds"}, "tune.fewest: got 'rounds'"),
+        ({"best": "metric_gap"}, "tune.best: got 'metric_gap'; allowed: .*direction"),
+        ({"best": {"column": "metric_gap"}}, "tune.best.direction: .*of metric_gap it is not known"),
+        ({"best": {"column": "metric_gap", "direction": "up"}}, "tune.best.direction: got 'up'"),
+        ({"best": {"column": "test_acuracy"}}, "tune.best.column: .*did you mean 'test_accuracy'"),
         ({"trails": 3}, "tune.trails: .*did you mean 'trials'"),
     ],
 )

@@ -88,3 +88,15 @@ def test_the_end_counts_where_no_target_is_set(monkeypatch):
     assert (found.objective, found.score, found.value) == (0.5, -0.5, 0.5)
     met = trial(monkeypatch, [[9, 1] + [0] * 15])
     assert met.rungs == {"0.125": MET, "0.25": MET, "0.5": MET}
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("max", -1.0), ("min", 1.0)])
+def test_which_way_a_problems_own_measure_is_better_is_said(monkeypatch, direction, sign):
+    goal = Goal(column="metric_accuracy_spread", direction=direction)
+    found = trial(monkeypatch, [[0.1, 0.9, 0.4], [0.1, 0.2, 0.6]], goal)
+    assert (found.objective, found.score) == (0.5, sign * 0.5)
+
+
+def test_of_the_common_measures_accuracies_are_better_high_and_losses_low():
+    ways = {name: Goal(column=name).sign(name) for name in ("test_accuracy", "value_accuracy", "upper_loss", "value")}
+    assert ways == {"test_accuracy": -1.0, "value_accuracy": -1.0, "upper_loss": 1.0, "value": 1.0}
