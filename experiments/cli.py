@@ -179,16 +179,17 @@ def report(
 @app.command("list", cls=Command)
 def list_names(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Show what this algorithm, problem or partition takes.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show what the algorithm, problem, data set, ... of this name takes."),
     ] = None,
 ) -> None:
     """List the names to use in a config, or what one of them takes."""
-    from experiments import catalogue
+    from experiments.catalogue import names
 
     if name is None:
-        catalogue.print_names(stdout())
+        names.print_names(stdout())
     else:
-        catalogue.print_options(stdout(), name)
+        names.print_options(stdout(), name)
 
 
 @app.command(cls=Command)

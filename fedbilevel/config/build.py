@@ -88,20 +88,20 @@ def needs_data(name: str) -> bool:
     return "data" in inspect.signature(_factory(name)).parameters
 
 
-def _factory(name: str) -> Factory:
+def _factory(name: str, key: str = "problem.name") -> Factory:
     if name in PROBLEMS:
         return PROBLEMS[name][0]
     if not names_file(name):
-        raise unknown("problem.name", name, [*PROBLEMS, "path/to/file.py:factory"])
+        raise unknown(key, name, [*PROBLEMS, "path/to/file.py:factory"])
     path, _, attribute = name.rpartition(":")
-    module = module_of(name, "problem.name")
+    module = module_of(name, key)
     factory = getattr(module, attribute, None)
     try:
         inspect.signature(factory)  # type: ignore[arg-type]  # what is not callable raises TypeError
     except (TypeError, ValueError):
         if known := [f"{path}:{own}" for own in public_callables(module)]:
-            raise unknown("problem.name", name, known) from None
-        raise BadInput("problem.name", name, "a file with a factory, and this one defines no function") from None
+            raise unknown(key, name, known) from None
+        raise BadInput(key, name, "a file with a factory, and this one defines no function") from None
     found: Factory = factory  # type: ignore[assignment]  # it has a signature
     return found
 
@@ -112,10 +112,7 @@ def _arguments(factory: Factory, parameters: Mapping[str, Any]) -> dict[str, Any
     takes = {key: p for key, p in signature.parameters.items() if key not in _GIVEN}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     takes = {key: p for key, p in takes.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    try:
-        hints = inspect.get_annotations(factory.__init__ if inspect.isclass(factory) else factory, eval_str=True)
-    except Exception:
-        hints = {}
+    hints = _hints(factory)
     for key, value in parameters.items():
         if key in _GIVEN or (key not in takes and not open_ended):
             raise unknown_key("problem", key, value, ["name", *takes])
@@ -126,6 +123,14 @@ def _arguments(factory: Factory, parameters: Mapping[str, Any]) -> dict[str, Any
         if parameter.default is parameter.empty and key not in (*parameters, "seed"):
             raise BadInput(f"problem.{key}", NOTHING, "a value: this problem requires it")
     return dict(parameters)
+
+
+def _hints(factory: Factory) -> dict[str, Any]:
+    """Its annotations; none where they cannot be evaluated."""
+    try:
+        return inspect.get_annotations(factory.__init__ if inspect.isclass(factory) else factory, eval_str=True)
+    except Exception:
+        return {}
 
 
 def _bounded(key: str, value: Any) -> None:
@@ -140,14 +145,43 @@ def _bounded(key: str, value: Any) -> None:
 def _hold(key: str, value: Any, hint: Any) -> None:
     """Hold a value of a config against an annotation; one that pydantic cannot read holds for everything."""
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = _adapter(hint)
         adapter.validate_json(json.dumps(value), strict=True)  # as JSON, a list is good for a tuple too
     except PydanticUserError:
         return
     except ValidationError as error:
-        try:
-            schema = adapter.json_schema()
-            allowed = described(schema, schema)
-        except PydanticUserError:
-            allowed = str(error.errors(include_url=False)[0]["msg"])
-        raise BadInput(key, value, allowed) from None
+        told = _described(hint) or str(error.errors(include_url=False)[0]["msg"])
+        raise BadInput(key, value, told) from None
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+def _described(hint: Any) -> str:
+    """Which values an annotation allows, in words; empty for one that pydantic cannot read."""
+    try:
+        schema = _adapter(hint).json_schema()
+    except PydanticUserError:
+        return ""
+    return described(schema, schema)
+
+
+def parameters_of(name: str, key: str = "problem.name") -> dict[str, tuple[Any, str]]:
+    """The parameters of a problem: the default (`inspect.Parameter.empty` where there is none), and what is allowed.
+
+    Without what the library fills in. Raises BadInput as `build` does, under this key.
+    """
+    factory = _factory(name, key)
+    found = inspect.signature(factory).parameters
+    hints = _hints(factory)
+    return {
+        name: (p.default, _described(hints[name]) if name in hints else "")
+        for name, p in found.items()
+        if name not in _GIVEN and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def documentation(name: str) -> str:
+    """The docstring of a problem's factory; empty without one. Raises BadInput as `build` does."""
+    return inspect.getdoc(_factory(name)) or ""

@@ -93,10 +93,12 @@ class DataTable(Strict):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     name: str = "digits"
-    clients: int = Field(20, ge=1, le=MOST)
-    partition: str = "dirichlet"
+    clients: int = Field(20, ge=1, le=MOST, description="m: they share the training examples")
+    partition: str = Field("dirichlet", description="how: a name of `fedbilevel list`")
     validation: float = Field(0.5, gt=0, lt=1, description="share of a client's examples on the upper level")
-    weights: Literal["size", "uniform"] | list[Annotated[float, Field(gt=0)]] = "size"
+    weights: Literal["size", "uniform"] | list[Annotated[float, Field(gt=0)]] = Field(
+        "size", description="p_i: by number of examples, alike, or as given"
+    )
     seed: Seed | None = Field(None, description="draws the partition; default: the seed of the run")
 
     @property

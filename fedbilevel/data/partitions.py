@@ -32,15 +32,22 @@ class _Parameter:
     least: float
     most: float
     whole: bool
+    meaning: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, in words."""
+        return f"{'an integer' if self.whole else 'a number'} from {self.least} to {self.most}"
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A partition: its line for the reader, what it takes, and how it spreads the shuffled labels over clients."""
+    """A partition: its line for the reader, how it spreads the shuffled labels, what it takes, and its source."""
 
     line: str
     spread: Callable[..., list[Indices]]
     takes: dict[str, _Parameter]
+    source: str
 
 
 @random_untouched()
@@ -241,8 +248,7 @@ def _checked(key: str, value: float, of: _Parameter) -> float:
     good = _is_number(value) and of.least <= value <= of.most
     if good and (not of.whole or isinstance(value, int | np.integer)):
         return int(value) if of.whole else float(value)
-    what = "an integer" if of.whole else "a number"
-    raise BadInput("seed" if key == "seed" else f"data.{key}", value, f"{what} from {of.least} to {of.most}")
+    raise BadInput("seed" if key == "seed" else f"data.{key}", value, of.allowed)
 
 
 def _is_number(value: object) -> bool:
@@ -255,28 +261,37 @@ def _is_number(value: object) -> bool:
 
 
 _KINDS = {
-    "iid": _Kind("every client draws from all examples alike, in equal parts", _iid, {}),
+    "iid": _Kind("every client draws from all examples alike, in equal parts", _iid, {}, "SizePartitioner"),
     "dirichlet": _Kind(
         "class proportions drawn from Dirichlet(alpha): the smaller alpha, the more the clients differ",
         _dirichlet,
-        {"alpha": _Parameter(0.3, 1e-3, 1e6, False), "min_size": _Parameter(2, LEAST, 10**9, True)},
+        {
+            "alpha": _Parameter(0.3, 1e-3, 1e6, False, "concentration: large, clients alike; small, few classes each"),
+            "min_size": _Parameter(2, LEAST, 10**9, True, "a draw that leaves a client fewer examples is repeated"),
+        },
+        "DirichletPartitioner (Yurochkin et al., ICML 2019)",
     ),
     "pathological": _Kind(
         "every client holds exactly classes_per_client classes",
         _pathological,
-        {"classes_per_client": _Parameter(2, 1, 10**6, True)},
+        {"classes_per_client": _Parameter(2, 1, 10**6, True, "classes of every client, at most all")},
+        "PathologicalPartitioner (Li et al., Federated Learning on Non-IID Data Silos, ICDE 2022)",
     ),
     "shards": _Kind(
         "examples sorted by class, cut into equal shards, shards_per_client for each client",
         _shards,
-        {"shards_per_client": _Parameter(2, 1, 10**6, True)},
+        {"shards_per_client": _Parameter(2, 1, 10**6, True, "equal shards of every client")},
+        "ShardPartitioner (McMahan et al., AISTATS 2017)",
     ),
     "size_skew": _Kind(
         "equal class proportions, sizes that grow with the client's number to the given power",
         _size_skew,
-        {"power": _Parameter(1.0, 0.0, 10.0, False)},
+        {"power": _Parameter(1.0, 0.0, 10.0, False, "size of client c, from 0, in proportion to (c + 1)^power")},
+        "SizePartitioner",
     ),
-    "natural": _Kind("the owners that the data name, such as the writers of femnist", _natural, {}),
+    "natural": _Kind(
+        "the owners that the data name, such as the writers of femnist", _natural, {}, "NaturalIdPartitioner"
+    ),
 }
 
 PARTITIONS: dict[str, str] = {name: kind.line for name, kind in _KINDS.items()}
@@ -289,3 +304,14 @@ def partition_parameters(name: str) -> dict[str, float]:
         raise unknown("data.partition", name, _KINDS)
     takes = _KINDS[name].takes
     return {key: int(of.default) if of.whole else of.default for key, of in takes.items()}
+
+
+def partition_source(name: str) -> str:
+    """Which partitioner of flwr-datasets it is, and whose. Raises KeyError for an unknown name."""
+    return f"flwr-datasets, {_KINDS[name].source}"
+
+
+def partition_table(name: str) -> list[tuple[str, float, str, str]]:
+    """Key, default, meaning and what is allowed, of each parameter. Raises KeyError for an unknown name."""
+    defaults = partition_parameters(name)
+    return [(key, defaults[key], of.meaning, of.allowed) for key, of in _KINDS[name].takes.items()]

@@ -20,6 +20,8 @@ ENGINES: dict[str, str] = {
     "ray": "over a Flower Grid of pinned Ray actors, on this machine or on a cluster: large federations",
 }
 """Engines that `fedbilevel run --engine` knows, one line each. A further engine is a Grid and a row here."""
+TAKES: dict[str, tuple[str, ...]] = {"local": ("workers",), "ray": ("workers", "threads", "cpus", "gpus", "patience")}
+"""The keys of the table [engine] that an engine reads; `patience` also holds for the runs of --jobs."""
 
 Carrier = Callable[[Problem, Setting], Exchange]
 """What an open engine is: it gives the exchange that carries one run's messages."""

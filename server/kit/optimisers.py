@@ -15,6 +15,31 @@ from torch import Tensor
 
 from server.kit.options import UpperOptions
 
+OPTIMISERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sgd": ("x - alpha h", ()),
+    "momentum": ("m = b1 m + h, x - alpha m (Polyak's heavy ball)", ("upper_beta1",)),
+    "adam": (
+        "m and s = b2 s + (1 - b2) h^2, without bias (Kingma & Ba, ICLR 2015)",
+        ("upper_beta1", "upper_beta2", "upper_epsilon"),
+    ),
+    "adamomentum": (
+        "as adam with s = b2 s + (1 - b2) m^2 + eps (AdaMomentum: Wang et al., 2021; our reading)",
+        ("upper_beta1", "upper_beta2", "upper_epsilon"),
+    ),
+    "yogi": (
+        "as adam with s - (1 - b2) sign(s - h^2) h^2 (Reddi et al., ICLR 2021)",
+        ("upper_beta1", "upper_beta2", "upper_epsilon"),
+    ),
+}
+"""Every `upper_optimiser`: its step in a line, and the options that it reads beside upper_step."""
+SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "constant": ("alpha", ()),
+    "halving": ("alpha 2^(-t/k) after t steps, k = upper_period", ("upper_period",)),
+    "cosine": ("alpha (1 + cos(pi min(t/k, 1)))/2 after t steps, k = upper_period", ("upper_period",)),
+    "inverse_sqrt": ("alpha (1 + t/k)^(-1/2) after t steps, k = upper_period", ("upper_period",)),
+}
+"""Every `upper_schedule`, likewise."""
+
 
 @dataclass(frozen=True)
 class Moments:

@@ -19,6 +19,9 @@ NETWORKS = {
 }
 """The built-in networks, one line each; `path/to/nets.py:net` is a user's own (see `users`)."""
 
+TAKES: dict[str, tuple[str, ...]] = {"linear": (), "mlp": ("hidden", "activation"), "conv": ("filters", "blocks")}
+"""The parameters of a problem that shape a built-in network."""
+
 
 def find(
     name: str,
@@ -44,10 +47,12 @@ def find(
     hidden, activation
         Of "mlp": widths of the hidden layers; "relu" or "tanh".
     filters, blocks
-        Of "conv", which does not normalise: running statistics would be a state of the clients' beside the vectors
-        that travel, and statistics of a batch would let a loss depend on the examples beside its own.
+        Of "conv": filters of each block, and how many blocks there are.
     key
         What errors name; they find hidden, activation, filters and blocks in the same table.
+
+    "conv" does not normalise: running statistics would be a state of the clients' beside the vectors that travel, and
+    statistics of a batch would let a loss depend on the examples beside its own.
 
     Raises BadInput for an unknown name, a parameter out of range, data that are no square images for "conv", a network
     that memory cannot hold, and a user's network that cannot be used.

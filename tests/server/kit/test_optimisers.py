@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fedbilevel import BadInput, simulate
+from server.kit import optimisers
 from server.kit.algorithm import Algorithm, State, find, optimised
-from server.kit.optimisers import Moments, moved, scheduled
+from server.kit.optimisers import SCHEDULES, Moments, moved, scheduled
 from server.kit.options import UpperOptions
 from tests import reference
 from tests.agreement import agree, relative
@@ -177,3 +178,28 @@ def test_what_cannot_be_used(options: dict[str, Any], said: str) -> None:
     for name in ("aggitd", "memfbo"):
         with pytest.raises(BadInput, match=said):
             simulate(quadratic(), name, iterations=1, **options)
+
+
+@pytest.mark.parametrize("name", optimisers.OPTIMISERS)
+def test_an_optimiser_reads_the_options_that_its_row_names_and_no_others(name):
+    def after_three(**options):
+        x, moments = torch.zeros(2, dtype=torch.float64), Moments()
+        for h in (1.0, -0.2, 0.6):
+            direction = torch.tensor([h, 2.0], dtype=torch.float64)
+            x, moments = moved(x, direction, moments, UpperOptions(upper_optimiser=name, **options))
+        return x
+
+    others = {"upper_beta1": 0.5, "upper_beta2": 0.5, "upper_epsilon": 0.1}
+    read = {key for key, value in others.items() if not torch.equal(after_three(), after_three(**{key: value}))}
+    assert read == set(optimisers.OPTIMISERS[name][1])
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_reads_the_period_where_its_row_names_it(name):
+    """A constant one refuses a period."""
+    if SCHEDULES[name][1]:
+        four, nine = (UpperOptions(upper_schedule=name, upper_period=period) for period in (4, 9))
+        assert scheduled(four, 3) != scheduled(nine, 3)
+    else:
+        with pytest.raises(BadInput, match="upper_period"):
+            UpperOptions(upper_schedule=name, upper_period=4).hold()

@@ -1,0 +1,1 @@
+"""What `fedbilevel list` prints: every name that a config can hold, and what each of them takes."""
