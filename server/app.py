@@ -119,7 +119,9 @@ class Log(Observer):
         if error is not None:
             log.error("failed: %s", error)
         elif self._row is not None:
-            log.info("%s, seed %d: done, %s", job.label, job.seed, _line(self._row))
+            cause = job.cause(self._row)
+            early = f", ended by run.{cause}" if cause else ""
+            log.info("%s, seed %d: done, %s%s", job.label, job.seed, _line(self._row), early)
 
 
 def _line(row: Row) -> str:

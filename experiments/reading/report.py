@@ -19,8 +19,9 @@ from fedbilevel.page.write import Contents
 from fedbilevel.report import RunDirectory
 from fedbilevel.report.directory import figures
 from fedbilevel.results import summarise, write_summary
+from fedbilevel.results.ending import Ends, ends_of
 from fedbilevel.results.files import csv_text
-from fedbilevel.results.history import Row, number
+from fedbilevel.results.history import Row
 from fedbilevel.results.summary import SUMMARY_COLUMNS, runs
 from fedbilevel.results.targets import Target
 from fedbilevel.statistics.profiles import profiles, ranks
@@ -85,7 +86,7 @@ class Gathered:
 
     rows: list[Row]
     bases: Mapping[str, tuple[str, Path]]
-    unfinished: frozenset[tuple[str, object]]
+    ends: Ends
     targets: list[float | Target] | None
     title: str
     trials: Sequence[Trial]
@@ -139,10 +140,10 @@ def report(
                 column=column,
                 log_x=looks.log_x,
                 log_y=looks.log_y,
-                unfinished=found.unfinished,
+                ends=found.ends,
             )
         contents = Contents(
-            *(found.title, found.rows, found.targets, found.unfinished),
+            *(found.title, found.rows, found.targets, found.ends),
             results=results(summary, found.rows),
             statistics=judged,
             configs=found.configs,
@@ -208,19 +209,23 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
     users = Counter(label for history in histories for label in runs(history))
     rows: list[Row] = []
     bases: dict[str, tuple[str, Path]] = {}
-    unfinished: set[tuple[str, object]] = set()
+    broken_off: set[tuple[str, object]] = set()
+    early: set[tuple[str, object]] = set()
     for folder, name, config, history in zip(folders, names, configs, histories, strict=True):
         labels = {label: f"{label} ({name})" if users[label] > 1 else label for label in runs(history)}
         bases |= {own: (label, folder) for label, own in labels.items()}
         rows += [row | {"algorithm": labels[str(row["algorithm"])]} for row in history]
-        lost = f" ({name})" if len(folders) > 1 else ""
-        unfinished |= {(labels.get(label, label + lost), seed) for label, seed in broken_off(config, history)}
+        planned = [(label, seed) for label in config.algorithms for seed in config.run.seeds]
+        ends, lost = ends_of(config.run.ending, history, planned), f" ({name})" if len(folders) > 1 else ""
+        broken_off |= {(labels.get(label, label + lost), seed) for label, seed in ends.broken_off}
+        early |= {(labels[label], seed) for label, seed in ends.early}
     targets = _targets(configs)
     titles = dict.fromkeys(config.title for config in configs)
     trials = _trials(dict(zip(folders, configs, strict=True)), names, rows, bases)
     texts = {name: directory.config_text() for name, directory in zip(names, opened, strict=True)}
     machines = {name: directory.environment() for name, directory in zip(names, opened, strict=True)}
-    return Gathered(rows, bases, frozenset(unfinished), targets, ", ".join(titles), trials, texts, machines)
+    ended = Ends(frozenset(broken_off), frozenset(early))
+    return Gathered(rows, bases, ended, targets, ", ".join(titles), trials, texts, machines)
 
 
 def _trials(
@@ -248,16 +253,6 @@ def _targets(configs: Sequence[Config]) -> list[float | Target] | None:
     """The targets that any of them asks for; None (common accuracies) where none does and one leaves it open."""
     asked = list(dict.fromkeys(target for config in configs for target in config.run.targets or ()))
     return asked if asked or all(config.run.targets is not None for config in configs) else None
-
-
-def broken_off(config: Config, rows: Sequence[Row]) -> set[tuple[str, object]]:
-    """The runs, by label and seed, that have not come to the rounds or iterations that their config asks for."""
-    unit, goal = ("round", config.run.rounds) if config.run.rounds else ("iteration", config.run.iterations)
-    ends: dict[tuple[str, object], Row] = {
-        (label, seed): {} for label in config.algorithms for seed in config.run.seeds
-    }
-    ends |= {(label, seed): run[-1] for label, by_seed in runs(rows).items() for seed, run in by_seed.items()}
-    return {key for key, row in ends.items() if (number(row, unit) or 0) < (goal or 0)}
 
 
 def _hold_together(folders: Sequence[Path], configs: Sequence[Config]) -> None:

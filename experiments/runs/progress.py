@@ -131,7 +131,9 @@ class Running:
     job: Job
     pace: Pace
     reached: int = 0
+    share: float = 0.0
     found: str = ""
+    early: str = ""
 
     @property
     def name(self) -> str:
@@ -143,15 +145,17 @@ class Running:
         """How far it is."""
         return f"{self.reached}/{self.job.goal} {self.job.unit}"
 
-    @property
-    def share(self) -> float:
-        """The share of its work that is done."""
-        return self.reached / self.job.goal
-
-    def reach(self, reached: int) -> None:
-        """It is so far now."""
+    def reach(self, reached: int, share: float = 0.0) -> None:
+        """It is so far now; share: of its work that is done, where that is more than its rounds or iterations say."""
         self.reached = min(reached, self.job.goal)
+        self.share = min(max(self.share, share, self.reached / self.job.goal), 1.0)
         self.pace.reach(self.share)
+
+    def take(self, row: Row) -> None:
+        """An evaluation is done."""
+        cause = self.job.cause(row)
+        self.found, self.early = measure(row), f"ended by run.{cause}" if cause else ""
+        self.reach(self.job.reached(row), 1.0 if cause else self.job.share(row))
 
 
 class Display(Observer):
@@ -183,8 +187,7 @@ class Display(Observer):
     def row(self, job: Job, row: Row) -> None:
         """An evaluation is done."""
         running = self.running[job.label, job.seed]
-        running.found = measure(row)
-        running.reach(job.reached(row))
+        running.take(row)
         self.show(running)
 
     def noted(self, job: Job, text: str) -> None:
@@ -196,7 +199,7 @@ class Display(Observer):
         self.done += 1
         ended = self.running.pop((job.label, job.seed), None) or Running(job, self.estimate.start(job.label))
         outcome = "failed at" if error else "done,"
-        facts = [f"{outcome} {ended.count} in {duration(ended.pace.elapsed())}", ended.found]
+        facts = [f"{outcome} {ended.count} in {duration(ended.pace.elapsed())}", ended.found, ended.early]
         self.estimate.end(ended.pace)
         self.say(f"[{self.done}/{len(self.jobs)}] {ended.name}: {', '.join(filter(None, facts))}", error)
         self.show(None)

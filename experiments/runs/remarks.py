@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from fedbilevel.config.tables import Config
 from fedbilevel.problem import Problem
 from fedbilevel.results.history import Row
+from fedbilevel.results.targets import Target, accuracy
 from fedbilevel.tasks import is_local
 from server.evaluation.solution import every, seconds, size
 from server.running.plan import Job, unread
@@ -18,7 +19,20 @@ def before(config: Config, jobs: list[Job]) -> list[str]:
     """The lines before a run: options that an algorithm does not read, and columns that are not asked for."""
     lines = [f"{label} does not read: {', '.join(names)}" for label, names in unread(config).items()]
     problem = jobs[0].setup().problem()
-    return [*lines, *_solution(config, problem, jobs[0].seed)]
+    return [*lines, *_harder(config), *_solution(config, problem, jobs[0].seed)]
+
+
+def _harder(config: Config) -> Iterator[str]:
+    """Targets that a run hardly meets since it ends before."""
+    stop = config.run.ending.stop_at
+    for each in config.run.targets or ():
+        target = each if isinstance(each, Target) else accuracy(each)
+        alike = stop is not None and (target.column, target.direction) == (stop.column, stop.direction)
+        if stop is not None and alike and not target.met(stop.threshold):
+            yield (
+                f"run.stop_at ends every run at {stop.text}: one that has not met {target.text} by then counts as "
+                "later than its last row"
+            )
 
 
 def _solution(config: Config, problem: Problem, seed: int) -> Iterator[str]:

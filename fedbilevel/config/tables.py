@@ -19,8 +19,9 @@ from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.federation.systems import Systems
 from fedbilevel.machine.device import Device
 from fedbilevel.machine.processes import MOST_PATIENCE, MOST_THREADS, MOST_WORKERS
-from fedbilevel.results.targets import Target
-from fedbilevel.strict import MOST, PositiveInt, Strict
+from fedbilevel.results.ending import Ending
+from fedbilevel.results.targets import Target, accuracy
+from fedbilevel.strict import MOST, Positive, PositiveInt, Strict
 from fedbilevel.user_files import located, names_file
 
 Batch = Literal["full"] | PositiveInt
@@ -43,6 +44,13 @@ class RunTable(Strict):
     targets: list[Annotated[float, Field(gt=0, le=1)] | Target] | None = Field(
         None, description="for summary.csv: a test accuracy, or { column, at_most } or { column, at_least }"
     )
+    stop_at: Annotated[float, Field(gt=0, le=1)] | Target | None = Field(
+        None, description="as an entry of targets: a run ends with the first evaluation that meets it"
+    )
+    max_bytes: Positive | None = Field(
+        None, description="uplink and downlink of a run, which ends with the iteration that reaches them"
+    )
+    max_simulated_seconds: Positive | None = Field(None, description="ends a run in the same way")
     dtype: Literal["float32", "float64"] = "float32"
     device: Device = Field("auto", description="where clients compute; auto: a CUDA card where there is one")
     batch: Batch = Field("full", description="minibatch size of local steps")
@@ -66,6 +74,13 @@ class RunTable(Strict):
         if len(set(self.seeds)) != len(self.seeds):
             raise BadInput("seeds", self.seeds, "seeds that differ from each other")
         return self
+
+    @property
+    def ending(self) -> Ending:
+        """When a run is over."""
+        limits = {key: getattr(self, key) for key in ("rounds", "iterations", "max_bytes", "max_simulated_seconds")}
+        stop_at = self.stop_at if self.stop_at is None or isinstance(self.stop_at, Target) else accuracy(self.stop_at)
+        return Ending({key: limit for key, limit in limits.items() if limit is not None}, stop_at)
 
 
 class ProblemTable(Strict):

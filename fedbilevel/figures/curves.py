@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.spread import QUARTILES_FROM
 from fedbilevel.results.summary import runs
@@ -20,8 +21,6 @@ X_AXES: tuple[XAxis, ...] = ("rounds", "bytes", "seconds", "wall")
 ERROR = "error"
 """The column that no history has: 1 - test_accuracy."""
 Vector = NDArray[np.float64]
-Unfinished = Collection[tuple[str, object]]
-"""Runs that ended before their goal, by label and seed."""
 
 Line = dict[float, float]
 """The points of one run, from left to right."""
@@ -33,18 +32,22 @@ LARGEST = 1e200
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of x over which the same seeds run: how many, and their median, low and high at the points `x`."""
+    """A stretch of x over which the same seeds run: how many, and the median, low and high at the points `x`.
+
+    These are of the seeds that run and of those that have ended early, which are held at their last values.
+    """
 
     seeds: int
     x: Vector
     median: Vector
     low: Vector
     high: Vector
+    held: int = 0
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One algorithm: its pieces from left to right, and the points at which runs ended before their goal.
+    """One algorithm: its pieces from left to right, and the points at which runs broke off.
 
     seeds: how many there are; a piece may have fewer, since seeds begin and end at different x.
     """
@@ -65,13 +68,15 @@ class Curve:
         return float(self.pieces[-1].x[-1]), float(self.pieces[-1].median[-1])
 
 
-def curves(rows: Sequence[Row], x_axis: XAxis, column: str, unfinished: Unfinished = ()) -> list[Curve]:
+def curves(rows: Sequence[Row], x_axis: XAxis, column: str, ends: Ends = WHOLE) -> list[Curve]:
     """The curve of each algorithm that has at least one finite value, in order of first appearance.
 
     Seeds need not share their evaluation points: between two of its evaluations a seed lies on the straight line, and
     the median is taken at all points of all seeds. Where a seed has not begun or has ended, it is not there: a piece of
-    the curve says how many are. Low and high are the quartiles of an algorithm with four seeds and more, the lowest and
-    the highest of one with fewer. Values that are not finite are left out.
+    the curve says how many are. A seed that `stop_at` or a budget has ended early stays at its last value until the
+    last seed ends: a median over those left would jump away from the target as the best of them leave. Low and high are
+    the quartiles of an algorithm with four seeds and more, the lowest and the highest of one with fewer. Values that
+    are not finite are left out.
     """
     found = []
     for algorithm, by_seed in runs(rows).items():
@@ -79,8 +84,10 @@ def curves(rows: Sequence[Row], x_axis: XAxis, column: str, unfinished: Unfinish
         if not lines:
             continue
         quartiles = len(by_seed) >= QUARTILES_FROM
-        pieces = [_piece(present, left, right, quartiles) for present, left, right in _stretches([*lines.values()])]
-        broken = [(by_seed[seed][-1], line) for seed, line in lines.items() if (algorithm, seed) in unfinished]
+        early = [line for seed, line in lines.items() if (algorithm, seed) in ends.early]
+        stretches = _stretches([*lines.values()], early)
+        pieces = [_piece(stretch, quartiles) for stretch in stretches]
+        broken = [(by_seed[seed][-1], line) for seed, line in lines.items() if (algorithm, seed) in ends.broken_off]
         crosses = [_end(spent(row, x_axis), measure(row, column), line) for row, line in broken]
         found.append(Curve(algorithm, len(by_seed), tuple(pieces), tuple(crosses)))
     return found
@@ -118,25 +125,39 @@ def spent(row: Row, x_axis: XAxis) -> float | None:
     return None if up is None or down is None else up + down
 
 
-def _stretches(lines: list[Line]) -> list[tuple[list[Line], float, float]]:
-    """From left to right: the lines that are there, over which interval; a lone point is an interval of its own."""
+@dataclass(frozen=True)
+class _Stretch:
+    """The lines that are there from left to right: those that run, and those that have ended early and are held."""
+
+    run: list[Line]
+    held: list[Line]
+    left: float
+    right: float
+
+
+def _stretches(lines: list[Line], early: list[Line]) -> list[_Stretch]:
+    """From left to right: which lines are there over which interval; a lone point is an interval of its own."""
     ends = [(min(line), max(line)) for line in lines]
     marks = sorted({mark for pair in ends for mark in pair})
-    stretches: list[tuple[list[Line], float, float]] = []
+    stretches: list[_Stretch] = []
     for left, right in pairwise(marks):
-        present = [line for line, (a, b) in zip(lines, ends, strict=True) if a <= left and b >= right]
-        if stretches and stretches[-1][0] == present and stretches[-1][2] == left:
-            stretches[-1] = present, stretches[-1][1], right  # what began or ended here was a lone point
-        elif present:
-            stretches.append((present, left, right))
+        run = [line for line, (a, b) in zip(lines, ends, strict=True) if a <= left and b >= right]
+        held = [line for line in early if max(line) <= left]
+        last = stretches[-1] if stretches else None
+        if last and (last.run, last.held, last.right) == (run, held, left):
+            stretches[-1] = _Stretch(run, held, last.left, right)  # what began or ended here was a lone point
+        elif run or held:
+            stretches.append(_Stretch(run, held, left, right))
     for mark in marks:
-        if not any(left <= mark <= right for _, left, right in stretches):
-            stretches.append(([line for line in lines if mark in line], mark, mark))
-    return sorted(stretches, key=lambda stretch: stretch[1])
+        if not any(each.left <= mark <= each.right for each in stretches):
+            stretches.append(_Stretch([line for line in lines if mark in line], [], mark, mark))
+    return sorted(stretches, key=lambda stretch: stretch.left)
 
 
-def _piece(present: list[Line], left: float, right: float, quartiles: bool) -> Piece:
+def _piece(stretch: _Stretch, quartiles: bool) -> Piece:
+    present, left, right = [*stretch.run, *stretch.held], stretch.left, stretch.right
     grid = np.array(sorted({x for line in present for x in line if left <= x <= right} | {left, right}))
+    # beyond its last point `interp` keeps a line at its value there
     values = np.stack([np.interp(grid, [*line], [*line.values()]) for line in present])
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75) if quartiles else (0.0, 0.5, 1.0), axis=0)
-    return Piece(len(present), grid, median, low, high)
+    return Piece(len(stretch.run), grid, median, low, high, len(stretch.held))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.figures.canvas import QUIET, Name, framed, look, name_lines, save
 from fedbilevel.figures.colours import Style, styles
-from fedbilevel.figures.curves import ERROR, X_AXES, Curve, Unfinished, XAxis, curves, measure
+from fedbilevel.figures.curves import ERROR, X_AXES, Curve, XAxis, curves, measure
 from fedbilevel.figures.scales import ROUGHLY_ZERO, scale_x, scale_y, unit
+from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.files import PathLike
 from fedbilevel.results.history import Row
 from fedbilevel.results.spread import QUARTILES_FROM
@@ -32,7 +33,7 @@ def draw(
     column: str | None = None,
     log_x: bool = False,
     log_y: bool | None = None,
-    unfinished: Unfinished = (),
+    ends: Ends = WHOLE,
 ) -> list[Path]:
     """Write a figure as `.png`, `.svg` and `.pdf` into the folder and return their paths.
 
@@ -48,7 +49,7 @@ def draw(
         column: of the history, or `error`, 1 - test_accuracy; None: `main_column`.
         log_x: a logarithmic x axis, on which there is no place for what was found before anything was spent.
         log_y: whether the y axis is logarithmic; None: where the values are positive and span a decade.
-        unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
+        ends: a cross marks where a run broke off; one that ended early is held at its last value.
 
     Raises:
         BadInput: an unknown `x_axis`, a column in which no row has a value, `log_y` for values below zero, a bare
@@ -63,7 +64,7 @@ def draw(
     chosen = styles(runs(rows))
     levels = [target.threshold for target in resolve_targets(rows, targets) if target.column == column]
     with look():
-        lines = curves(rows, x_axis, column, unfinished)
+        lines = curves(rows, x_axis, column, ends)
         figure, axes = framed(title, _about(lines), len(lines))
         size, label = unit(lines, x_axis)
         axes.set_xlabel(label, labelpad=7)
@@ -159,7 +160,8 @@ def _about(lines: Sequence[Curve]) -> str:
         band = bands.pop() if len(bands) == 1 else f"quartiles, of fewer than {QUARTILES_FROM} lowest to highest"
         said = [f"median of {count} seeds; band: {band}"]
     if any(piece.seeds < line.seeds for line in lines for piece in line.pieces):
-        said.append("thin: some seeds have ended")
+        held = any(piece.held for line in lines for piece in line.pieces)
+        said.append(f"thin: some seeds have ended{' and are held' if held else ''}")
     if any(line.crosses for line in lines):
-        said.append("cross: ended early")
+        said.append("cross: broken off")
     return "; ".join(said)

@@ -17,7 +17,6 @@ from fedbilevel.figures.curves import (
     X_AXES,
     Curve,
     Piece,
-    Unfinished,
     Vector,
     XAxis,
     curves,
@@ -26,6 +25,7 @@ from fedbilevel.figures.curves import (
 )
 from fedbilevel.figures.figure import main_column
 from fedbilevel.figures.scales import Scale, fitting, limits_x, unit
+from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.summary import runs
 from fedbilevel.results.targets import Target, has_accuracy, measured, named, resolve_targets
@@ -58,9 +58,7 @@ class Pool:
         return self._places[content]
 
 
-def payload(
-    rows: Sequence[Row], targets: Sequence[float | Target] | None = None, unfinished: Unfinished = ()
-) -> dict[str, Any]:
+def payload(rows: Sequence[Row], targets: Sequence[float | Target] | None = None, ends: Ends = WHOLE) -> dict[str, Any]:
     """Everything that the page's script reads, ready for JSON; a number that is missing or not finite is NaN.
 
     `arrays` holds vectors, and everything else their places in it. `methods`: label, colour, dash, seeds; `runs`: per
@@ -75,11 +73,11 @@ def payload(
     return {
         "step": step,
         "main": main_column(rows),
-        "methods": _methods(found, unfinished),
+        "methods": _methods(found, ends),
         "runs": [_runs(pool, by_seed, axes, columns, step) for by_seed in found.values()],
         "x": [_axis(rows, axis) for axis in axes],
         "y": [{"key": column, "label": _named(column)} for column in columns],
-        "views": {axis: _views(pool, rows, axis, columns, targets) for axis in axes},
+        "views": {axis: _views(pool, rows, axis, columns, targets, ends) for axis in axes},
         "targets": _levels(rows, targets),
         "arrays": pool.texts,
     }
@@ -89,7 +87,7 @@ def _named(column: str) -> str:
     return "error (1 - test accuracy)" if column == ERROR else named(column)
 
 
-def _methods(found: Mapping[str, Mapping[object, Sequence[Row]]], unfinished: Unfinished) -> list[dict[str, Any]]:
+def _methods(found: Mapping[str, Mapping[object, Sequence[Row]]], ends: Ends) -> list[dict[str, Any]]:
     looks = styles(found)
     return [
         {
@@ -97,7 +95,8 @@ def _methods(found: Mapping[str, Mapping[object, Sequence[Row]]], unfinished: Un
             "colour": looks[label].colour,
             "dash": _dash(looks[label].dash),
             "seeds": ["" if seed is None else str(seed) for seed in by_seed],
-            "broken": [place for place, seed in enumerate(by_seed) if (label, seed) in unfinished],
+            "broken": [place for place, seed in enumerate(by_seed) if (label, seed) in ends.broken_off],
+            "early": [place for place, seed in enumerate(by_seed) if (label, seed) in ends.early],
         }
         for label, by_seed in found.items()
     ]
@@ -137,9 +136,14 @@ def _axis(rows: Sequence[Row], axis: XAxis) -> dict[str, Any]:
 
 
 def _views(
-    pool: Pool, rows: Sequence[Row], axis: XAxis, columns: Sequence[str], targets: Sequence[float | Target] | None
+    pool: Pool,
+    rows: Sequence[Row],
+    axis: XAxis,
+    columns: Sequence[str],
+    targets: Sequence[float | Target] | None,
+    ends: Ends,
 ) -> dict[str, Any]:
-    found = {column: curves(rows, axis, column) for column in columns}
+    found = {column: curves(rows, axis, column, ends) for column in columns}
     places = {label: place for place, label in enumerate(runs(rows))}
     return {column: _view(pool, lines, column, places, targets) for column, lines in found.items() if lines}
 
@@ -175,7 +179,9 @@ def _piece(pool: Pool, piece: Piece) -> dict[str, Any]:
     step = math.ceil(len(piece.x) / MOST_MEDIANS)
     kept = np.unique([*range(0, len(piece.x), step), len(piece.x) - 1])
     vectors = {"x": piece.x, "median": piece.median, "low": piece.low, "high": piece.high}
-    return {"seeds": piece.seeds} | {name: pool.put(vector[kept]) for name, vector in vectors.items()}
+    return {"seeds": piece.seeds, "held": piece.held} | {
+        name: pool.put(vector[kept]) for name, vector in vectors.items()
+    }
 
 
 def _levels(rows: Sequence[Row], targets: Sequence[float | Target] | None) -> dict[str, list[float]]:

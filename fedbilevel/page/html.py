@@ -132,8 +132,10 @@ def _said(methods: Sequence[Mapping[str, Any]]) -> str:
             " Lines are medians over seeds, thin where some have ended; bands are quartiles of four seeds and more, "
             "of fewer the lowest to the highest."
         )
+    if any(method["early"] for method in methods):
+        said += " A seed that a target or a budget has ended stays in its median with its last value."
     if any(method["broken"] for method in methods):
-        said += " A cross marks where a run ended early."
+        said += " A cross marks where a run broke off."
     return said
 
 

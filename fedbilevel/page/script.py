@@ -42,7 +42,7 @@ function stretches({x, y, view, each}) {
       for (const piece of (view && view.curves[place]) || []) {
         const whole = piece.seeds === method.seeds.length;
         found.push({method, place, whole, x: vector(piece.x), y: vector(piece.median), low: vector(piece.low),
-                    high: vector(piece.high), seeds: piece.seeds});
+                    high: vector(piece.high), seeds: piece.seeds + piece.held});
       }
       return;
     }

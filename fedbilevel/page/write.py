@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedbilevel.figures.curves import Unfinished
 from fedbilevel.page.data import payload
 from fedbilevel.page.html import Section, page, table, text
+from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, number
 from fedbilevel.results.summary import runs
@@ -24,15 +24,15 @@ PAGE = "report.html"
 class Contents:
     """What is on a page.
 
-    unfinished: runs that ended before their goal or have no evaluation yet, by label and seed. results: the tables of
-    targets and ends; statistics: how sure they are. configs: the text of each config, by the run directory's name;
+    ends: which runs broke off or have no evaluation yet, and which were ended early. results: the tables of targets and
+    ends; statistics: how sure they are. configs: the text of each config, by the run directory's name;
     environments: what each run was made on, None where that is not known.
     """
 
     title: str
     rows: Sequence[Row]
     targets: Sequence[float | Target] | None = None
-    unfinished: Unfinished = ()
+    ends: Ends = WHOLE
     results: Sequence[Sheet] = ()
     statistics: Sequence[Sheet] = ()
     configs: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Contents:
 def write_page(path: PathLike, contents: Contents) -> None:
     """Write the page; the same contents give the same bytes. Raises `BadInput` if the file cannot be written."""
     found = runs(contents.rows)
-    data: dict[str, Any] = payload(contents.rows, contents.targets, contents.unfinished)
+    data: dict[str, Any] = payload(contents.rows, contents.targets, contents.ends)
     methods = list(found)
     sections = [Section("Results", _tables(contents.results, methods))] if contents.results else []
     if contents.statistics:
@@ -78,7 +78,8 @@ def _runs(contents: Contents, methods: Sequence[str]) -> str:
     """How many runs are finished, and where each of the others stands."""
     found = runs(contents.rows)
     begun = {(label, seed): run for label, by_seed in found.items() for seed, run in by_seed.items()}
-    late = list(dict.fromkeys([*(key for key in begun if key in contents.unfinished), *_sorted(contents.unfinished)]))
+    unfinished = contents.ends.broken_off
+    late = list(dict.fromkeys([*(key for key in begun if key in unfinished), *_sorted(unfinished)]))
     every = {*begun, *late}
     said = f"<p>{len(every) - len(late)} of {_counted(len(every), 'run')} finished.</p>"
     if not late:
@@ -88,12 +89,12 @@ def _runs(contents: Contents, methods: Sequence[str]) -> str:
         run = begun.get((label, seed), [])
         last = number(run[-1], "round") if run else None
         cells = [label, NEVER if seed is None else str(seed), str(len(run)), NEVER if last is None else count(last)]
-        rows.append([*cells, "ended early" if run else "not begun"])
+        rows.append([*cells, "broken off" if run else "not begun"])
     title = "Runs that are not finished"
     return said + table(Sheet(title, ["run", "seed", "evaluations", "last round", "state"], rows), methods, "failed")
 
 
-def _sorted(unfinished: Unfinished) -> list[tuple[str, object]]:
+def _sorted(unfinished: Iterable[tuple[str, object]]) -> list[tuple[str, object]]:
     return sorted(unfinished, key=lambda key: (key[0], str(key[1]).zfill(20)))
 
 

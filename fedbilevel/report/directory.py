@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fedbilevel.errors import BadInput
 from fedbilevel.figures.canvas import KINDS
-from fedbilevel.figures.curves import Unfinished, XAxis
+from fedbilevel.figures.curves import XAxis
 from fedbilevel.figures.figure import draw, main_column, stem
 from fedbilevel.machine.environment import environment, read_environment, write_environment
 from fedbilevel.page.write import PAGE, Contents, write_page
+from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
 from fedbilevel.results.models import MODELS
@@ -139,13 +140,13 @@ class RunDirectory:
                     file.unlink()
 
     def finish(
-        self, rows: Sequence[Row], title: str, targets: Targets = None, unfinished: Unfinished = ()
+        self, rows: Sequence[Row], title: str, targets: Targets = None, ends: Ends = WHOLE
     ) -> list[dict[str, object]]:
         """Write the summary, the statistics where there are any, the `figures`, what it was run on, and the page.
 
         Returns the summary's rows.
 
-        unfinished: runs that ended before their goal, by algorithm and seed: a cross marks where.
+        ends: which runs have ended before they should have, and which early: see `draw`.
         """
         summary = summarise(rows, targets)
         write_summary(self.summary_path, summary)
@@ -158,11 +159,11 @@ class RunDirectory:
                 targets=targets,
                 x_axis=x_axis,
                 column=column,
-                unfinished=unfinished,
+                ends=ends,
             )
         if not self.environment_path.is_file():  # else the run was taken up again, perhaps elsewhere
             write_environment(self.environment_path, environment())
-        self.write_page(Contents(title, rows, targets, unfinished, results(summary, rows), judged_sheets(judged)))
+        self.write_page(Contents(title, rows, targets, ends, results(summary, rows), judged_sheets(judged)))
         return summary
 
     def write_page(self, contents: Contents) -> None:

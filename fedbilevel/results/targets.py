@@ -117,13 +117,20 @@ def hold_targets(targets: Sequence[float | Target] | None, columns: Iterable[str
     """
     there = list(columns)
     for position, target in enumerate(targets or ()):
-        bound = target if isinstance(target, Target) else accuracy(float(target))
-        evaluated = bound.column in _EVALUATED or bound.column.startswith(METRIC_PREFIX)
-        if evaluated and bound.column not in there:
-            key, value = ".column" * isinstance(target, Target), getattr(target, "column", target)
-            has = ", ".join(column for column in there if column not in SPENT)
-            allowed = f"a column that is measured here: {has}, and there is no {bound.column}"
-            raise BadInput(f"run.targets[{position}]{key}", value, allowed)
+        hold_target(target, there, f"run.targets[{position}]")
+
+
+def hold_target(target: float | Target, columns: Sequence[str], key: str) -> None:
+    """Hold one target against these columns as `hold_targets` does. Raises `BadInput`, naming `key`."""
+    bound = target if isinstance(target, Target) else accuracy(float(target))
+    evaluated = bound.column in _EVALUATED or bound.column.startswith(METRIC_PREFIX)
+    if evaluated and bound.column not in columns:
+        part, value = ".column" * isinstance(target, Target), getattr(target, "column", target)
+        has = ", ".join(column for column in columns if column not in SPENT)
+        near = difflib.get_close_matches(bound.column, columns, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        allowed = f"a column that is measured here: {has}, and there is no {bound.column}{hint}"
+        raise BadInput(f"{key}{part}", value, allowed)
 
 
 def has_accuracy(rows: Iterable[Row]) -> bool:

@@ -49,19 +49,20 @@ class Evaluator:
         self._said = False
         self.made = 0
 
-    def row(self, state: State, iteration: int, seconds: float, used: Tensor | None, *, last: bool) -> Row:
+    def row(
+        self, state: State, iteration: int, seconds: float, used: Tensor | None, *, last: Callable[[Row], bool]
+    ) -> Row:
         """Return the row of a state, and count it. Raises NonFinite if a loss is not finite.
 
-        used: the x at which the state's hypergradient was taken, None before the first iteration; last: the run ends.
+        used: the x at which the state's hypergradient was taken, None before the first iteration; last: whether the run
+        ends with a row of which all is known but what is found at the lower solution.
         """
         fed = self._fed
         where = f"operation evaluate, round {fed.ledger.rounds}"
         with users_code(lambda said: RunFailed(f"{where}: {said}")):
             measures = self._measures(state)
-            found = self._at_solution(state, used, last=last)
         if strange := [name for name in measures if not is_measure_name(name)]:
             raise RunFailed(f"{where}: a measure is called {strange[0]!r}, not by 1 to 80 printable characters")
-        self.made += 1
         h = state.hypergradient
         row: Row = {
             "algorithm": self._label,
@@ -77,14 +78,16 @@ class Evaluator:
             "test_loss": measures.pop("test_loss", None),
             "test_accuracy": measures.pop("test_accuracy", None),
             "hypergradient_norm": None if h is None else float(torch.linalg.vector_norm(h.double())),
-            **found,
-            **{f"metric_{name}": value for name, value in measures.items()},
         }
+        own = {f"metric_{name}": value for name, value in measures.items()}
         for name in ("upper_loss", "lower_loss", "test_loss"):
             value = row[name]
             if isinstance(value, float) and not np.isfinite(value):
                 raise NonFinite(f"{where}: {name} is {value}")
-        return row
+        with users_code(lambda said: RunFailed(f"{where}: {said}")):
+            found = self._at_solution(state, used, last=last(row | own))
+        self.made += 1
+        return {**row, **found, **own}
 
     def _measures(self, state: State) -> dict[str, float]:
         """The losses at the state's own x and y, and the problem's measures of them."""

@@ -14,9 +14,10 @@ from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.federation.messages import Exchange
 from fedbilevel.problem import Problem
 from fedbilevel.report import RunDirectory
+from fedbilevel.results.ending import ends_of
 from fedbilevel.results.history import Row
 from fedbilevel.results.models import has_model, write_model
-from fedbilevel.results.targets import hold_targets, measured
+from fedbilevel.results.targets import hold_target, hold_targets, measured
 from server.grids.engines import Carrier, in_process, opened
 from server.running.checkpoints import Checkpoint, Checkpoints
 from server.running.plan import Job, fingerprint, plan, resolved
@@ -106,7 +107,7 @@ class Experiment:
     def pending(self) -> list[Job]:
         """The jobs that are not done yet."""
         ends = [(job, self.rows[job.label, job.seed][-1:]) for job in self.jobs]
-        return [job for job, end in ends if not end or job.reached(end[0]) < job.goal]
+        return [job for job, end in ends if not end or not job.finished(end[0])]
 
     def run(self) -> list[tuple[Job, Exception]]:
         """Run what is not done yet; a job that fails does not stop the others. Returns the failures.
@@ -200,17 +201,20 @@ class Experiment:
 
     def finish(self) -> list[dict[str, object]]:
         """Write the summary and the figures from the rows so far; returns the summary's rows."""
-        unfinished = {(job.label, job.seed) for job in self.pending()}
-        return self.directory.finish(self.history(), self.config.title, self.config.run.targets, unfinished)
+        ends = ends_of(self.config.run.ending, self.history(), self.rows)
+        return self.directory.finish(self.history(), self.config.title, self.config.run.targets, ends)
 
     def look_over(self) -> None:
-        """Raises BadInput for a target in whose column no algorithm has had a value.
+        """Raises BadInput for a target (or `stop_at`) in whose column no algorithm has had a value.
 
         Said when each has been evaluated after a step: what the clients of a method measure is not known before.
         """
         begun = {label for (label, _), rows in self.rows.items() if len(rows) > 1}
         if begun == set(self.config.algorithms):
-            hold_targets(self.config.run.targets, measured(self.history()))
+            found, table = measured(self.history()), self.config.run
+            hold_targets(table.targets, found)
+            if table.stop_at is not None:
+                hold_target(table.stop_at, found, "run.stop_at")
 
 
 def _agree(rows: Sequence[Row], checkpoint: Checkpoint) -> bool:
@@ -241,6 +245,12 @@ class Record:
         end = -1 if self.checkpoint is None else self.checkpoint.iteration
         self._rows[:] = [row for row in self._rows if int(str(row["iteration"])) <= end]
 
+    @property
+    def over(self) -> bool:
+        """Whether the job has ended as it should, and the checkpoint is of its end."""
+        checkpoint, rows = self.checkpoint, self._rows
+        return checkpoint is not None and checkpoint.evaluations == len(rows) and self.job.finished(rows[-1])
+
     def row(self, row: Row) -> None:
         """Take up a row. Raises BadInput as `Experiment.look_over` does."""
         self._rows.append(row)
@@ -267,5 +277,5 @@ class Record:
         self._experiment.write()
         if done and self.checkpoint is not None:
             self._experiment.keep_model(self.job, self.checkpoint)
-        if self.checkpoint is not None and self.checkpoint.iteration > 0:
+        if self.checkpoint is not None and (done or self.checkpoint.iteration > 0):
             self._experiment._checkpoints.save(self.job.name, self.checkpoint)

@@ -61,6 +61,18 @@ class Job:
         """What the goal counts."""
         return "rounds" if self.config.run.rounds else "iterations"
 
+    def finished(self, row: Mapping[str, Any]) -> bool:
+        """Whether the run has ended with this row, as its config has it end."""
+        return self.config.run.ending.over(dict(row))
+
+    def share(self, row: Mapping[str, Any]) -> float:
+        """The share of its work that is done with this row, as far as that is known beforehand."""
+        return self.config.run.ending.share(dict(row))
+
+    def cause(self, row: Mapping[str, Any]) -> str | None:
+        """The key of `[run]` that has ended the run early with this row."""
+        return self.config.run.ending.cause(dict(row))
+
     def reached(self, row: Mapping[str, Any]) -> int:
         """How much of the goal a row of its history stands for."""
         return int(row["round" if self.config.run.rounds else "iteration"])

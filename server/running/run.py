@@ -24,7 +24,8 @@ from fedbilevel.machine.device import at_hand
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import data_dtype
-from fedbilevel.results.history import Row
+from fedbilevel.results.history import SOLUTION_COLUMNS, Row
+from fedbilevel.results.targets import column_of, hold_target
 from fedbilevel.tasks import is_local
 from server.evaluation.rows import Evaluator
 from server.evaluation.solution import every
@@ -115,11 +116,23 @@ class Run:
             options.hold_clients(self._local_steps(problem, options))
         start = initial(problem, self.seed)
         solved = every(self.table.solution_every, problem, *start) > 0
+        self._hold_stop(problem, start, solved=solved)
         need = estimate(problem, start, options, sample, solved=solved).total
         require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
             raise BadInput("options.indices", f"{len(indices)} indices", f"one per outer iteration, {iterations}")
+
+    def _hold_stop(self, problem: Problem, start: tuple[Tensor, Tensor], *, solved: bool) -> None:
+        """Hold `stop_at` against what is measured; of a local lower level, its methods tell. Raises BadInput."""
+        stop = self.table.ending.stop_at
+        if stop is not None and stop.column in SOLUTION_COLUMNS and not solved:
+            allowed = "a column that is measured here, and the lower level is not solved: see run.solution_every"
+            raise BadInput("run.stop_at.column", stop.column, allowed)
+        if self.table.stop_at is not None and not is_local(problem):
+            with torch.no_grad():
+                names = problem.evaluate(*start)
+            hold_target(self.table.stop_at, ["upper_loss", "lower_loss", *map(column_of, names)], "run.stop_at")
 
     def _local_steps(self, problem: Problem, options: Options) -> dict[str, NDArray[np.int64]]:
         """tau_i of all clients by option. Raises BadInput for a list of another length."""
@@ -139,7 +152,7 @@ def run_one(
     exchange: Exchange,
     *,
     start: tuple[Tensor, Tensor] | None = None,
-    observe: Callable[[Row], None] = lambda row: None,
+    observe: Callable[[Row], object] = lambda row: None,
     trace: bool = False,
     resume: Checkpoint | None = None,
     keep: Callable[[Checkpoint], None] | None = None,
@@ -147,10 +160,11 @@ def run_one(
     say: Callable[[str], None] = warnings.warn,
     enough: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Run to the end and return the result; `observe` receives every row when it is made.
+    """Run until the table's `ending` and return the result.
 
-    resume, keep: continue from a checkpoint, and receive one after every evaluation; tick: told of every iteration and
-    the rounds so far; say: told in a line what the reader of the results should know;
+    observe: receives every row when it is made, and ends the run with it by returning True;
+    resume, keep: continue from a checkpoint of a run that is not over, and receive one after every evaluation;
+    tick: told of every iteration and the rounds so far; say: told in a line what the reader of the results should know;
     enough: whether to end early, asked after every iteration.
 
     Raises NonFinite, naming algorithm, seed, iteration and operation, when a loss or a mean is not finite, and
@@ -172,17 +186,21 @@ def run_one(
     seconds = 0.0
     iteration = 0
 
+    ending = table.ending
+    stopped = False
+
     def done() -> bool:
-        if enough():
+        if stopped or enough():
             return True
-        if table.iterations is not None:
-            return iteration >= table.iterations
-        return fed.ledger.rounds >= (table.rounds or 0)
+        ledger = fed.ledger
+        counts: Row = {"iteration": iteration, "round": ledger.rounds, "simulated_seconds": ledger.simulated_seconds}
+        return ending.spent(counts | {"uplink_bytes": ledger.uplink_bytes, "downlink_bytes": ledger.downlink_bytes})
 
     def evaluate(used: Tensor | None) -> None:
-        row = evaluator.row(state, iteration, seconds, used, last=done())
+        nonlocal stopped
+        row = evaluator.row(state, iteration, seconds, used, last=lambda row: done() or ending.met(row))
         rows.append(row)
-        observe(row)
+        stopped = (observe(row) is True) or ending.met(row)
         if keep is not None:
             keep(Checkpoint(state, iteration, seconds, fed.ledger.totals(), evaluator.made))
 

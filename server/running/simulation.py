@@ -20,6 +20,7 @@ from fedbilevel.machine.device import Device, chosen
 from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import convert, inspect_problem
 from fedbilevel.results.history import Row
+from fedbilevel.results.targets import Target, hold_target, measured
 from server.grids.engines import opened
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
@@ -41,6 +42,9 @@ def simulate(
     weighting: Literal["normalised", "unbiased"] = "normalised",
     evaluate_every: int = 1,
     solution_every: int | None = None,
+    stop_at: float | Target | Mapping[str, Any] | None = None,
+    max_bytes: float | None = None,
+    max_simulated_seconds: float | None = None,
     systems: Systems | Mapping[str, Any] | None = None,
     trace: bool = False,
     x0: Tensor | None = None,
@@ -50,7 +54,7 @@ def simulate(
     threads: int | None = None,
     ray_address: str | None = None,
     patience: float = 60.0,
-    observe: Callable[[Row], None] = lambda row: None,
+    observe: Callable[[Row], object] = lambda row: None,
     **options: Any,
 ) -> Result:
     """Simulate one federation.
@@ -81,6 +85,11 @@ def simulate(
     solution_every
         Evaluations between two at the true lower solution (`value`, `gradient_norm`, ...); 0: none; default: 1 for
         problems with closed forms, 10 for small ones, else 0.
+    stop_at
+        Ends the run at the first evaluation that meets it: a test accuracy, or a table or `Target` of a column and its
+        bound, `{"column": "upper_loss", "at_most": 0.1}`.
+    max_bytes, max_simulated_seconds
+        End the run with the iteration that reaches so many bytes, uplink and downlink, or simulated seconds.
     systems
         Availability and network, as in the `[systems]` table.
     trace
@@ -98,7 +107,8 @@ def simulate(
     patience
         On ray: seconds in which an actor has to be ready.
     observe
-        Receives every history row when it is made.
+        Receives every history row when it is made; where it returns True, the run ends with that row. What it raises
+        ends the run as an error of the run.
     options
         The algorithm's options (see `fedbilevel list`): upper_step (alpha), lower_step (beta), neumann_step (lam),
         lower_rounds (T; N for aggitd), neumann_terms (N), local_steps (tau), upper_local_steps, estimator, warm_start,
@@ -122,6 +132,9 @@ def simulate(
             "rounds": _plain(rounds),
             "evaluate_every": _plain(evaluate_every),
             "solution_every": _plain(solution_every),
+            "stop_at": _plain(dict(stop_at) if isinstance(stop_at, Mapping) else stop_at),
+            "max_bytes": _plain(max_bytes),
+            "max_simulated_seconds": _plain(max_simulated_seconds),
             "batch": _plain(batch),
             "gradient_batch": _plain(gradient_batch),
             "clients_per_round": _plain(clients_per_round),
@@ -137,7 +150,10 @@ def simulate(
     ready = _ready(problem, dtype, table.seeds[0])
     entry.hold(ready, "algorithm")
     setting = Run(algorithm, table.seeds[0], entry.build(taken), table, network)
-    setting.check(ready, taken)
+    try:
+        setting.check(ready, taken)
+    except BadInput as error:
+        raise BadInput(error.key.removeprefix("run."), error.value, error.allowed) from error
     start = None
     if x0 is not None or y0 is not None:
         first = initial(ready, setting.seed)
@@ -146,7 +162,24 @@ def simulate(
         exchange = carrier(
             ready, Setting(setting.seed, setting.batch, setting.gradient_batch, table.device, entry.client_files)
         )
-        return run_one(setting, ready, exchange, start=start, observe=observe, trace=trace)
+        return run_one(setting, ready, exchange, start=start, observe=_looked_over(observe, table), trace=trace)
+
+
+def _looked_over(observe: Callable[[Row], object], table: RunTable) -> Callable[[Row], object]:
+    """The same observer, with a look at what is measured after a step: of a local lower level it is not known before.
+
+    It raises BadInput for a `stop_at` whose column never comes.
+    """
+    rows: list[Row] = []
+
+    def look(row: Row) -> object:
+        if table.stop_at is not None and len(rows) < 2:
+            rows.append(row)
+            if len(rows) == 2:
+                hold_target(table.stop_at, measured(rows), "stop_at")
+        return observe(row)
+
+    return look
 
 
 def applicable(options: Mapping[str, Any], entry: Entry) -> Options:

@@ -75,6 +75,11 @@ class Running:
     def left(self) -> None:
         """It is interrupted."""
 
+    @property
+    def all_told(self) -> bool:
+        """Whether its process may die, since all has been told that it had to tell."""
+        return False
+
     def heard(self, events: Sequence[Event]) -> None:
         """Take up a report."""
         if not self.begun:
@@ -191,7 +196,9 @@ class Pool:
         except ray.exceptions.RayError as error:
             if running.stopped:
                 return
-            if running.can_go_on(error):
+            if running.all_told:
+                running.ended(None)
+            elif running.can_go_on(error):
                 running.rewind()
                 self._running[self._begin(task, running)] = running
             else:
@@ -271,6 +278,11 @@ class Recorded(Running):
             record.say(event)
         elif not isinstance(event, RunFailed):
             record.row(event)
+
+    @property
+    def all_told(self) -> bool:
+        """Whether its last row and its last checkpoint have been told."""
+        return self._record.over
 
     def rewind(self) -> None:
         """Forget the rows after the checkpoint."""

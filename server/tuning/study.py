@@ -64,7 +64,8 @@ class Tuning:
         self.config, self.table, self.goal = config, tune, Goal.of(config)
         seeds = tune.seeds_beside(config.run.seeds)
         targets = config.run.targets if self.goal.target is None else [self.goal.target]
-        run = config.run.model_copy(update={"seeds": seeds, "targets": targets})
+        # a run that stops at an easier target could not meet the goal
+        run = config.run.model_copy(update={"seeds": seeds, "targets": targets, "stop_at": None})
         self.trial_config = config.model_copy(update={"run": run})
         jobs = plan(self.trial_config)
         self.entries = {job.label: job.entry for job in jobs}

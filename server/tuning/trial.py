@@ -59,7 +59,7 @@ class Course:
         stopping: bool = True,
     ) -> None:
         self._goal, self._best, self._others, self._stopping = goal, best, others or {}, stopping
-        self._length, self._unit = jobs[0].goal, jobs[0].unit.removesuffix("s")
+        self._first = jobs[0]
         self._rows: list[list[Row]] = [[] for _ in jobs]
         self._ends: dict[int, bool] = {}
         self._start()
@@ -124,12 +124,9 @@ class Course:
         track = self._tracks[-1]
         track.take(row)
         self._over = track.reached
-        if self._over or not self._stopping or self._reached(row) >= self._length:
+        if self._over or not self._stopping or self._first.finished(row):
             return False
         return self._hopeless(track) or self._in_worse_half(row)
-
-    def _reached(self, row: Row) -> int:
-        return int(str(row[self._unit]))
 
     def _hopeless(self, track: Track) -> bool:
         """Whether the median cannot be below the best, with what is over, with this run, and if the others cost 0."""
@@ -140,7 +137,7 @@ class Course:
     def _in_worse_half(self, row: Row) -> bool:
         for share in RUNGS if self.current == 0 else ():
             rung, latest = str(share), self._tracks[0].latest
-            if rung in self._rungs or self._reached(row) < share * self._length:
+            if rung in self._rungs or self._first.share(row) < share:
                 continue
             self._rungs[rung] = now = FAILED if latest is None else latest
             before = self._others.get(rung, ())

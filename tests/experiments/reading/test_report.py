@@ -74,7 +74,7 @@ def test_a_run_that_broke_off_is_crossed_in_the_report_as_after_the_run():
     bad = ["--set", 'algorithms.bad={algorithm = "aggitd", lower_step = 50}', "--set", "run.iterations=30"]
     assert main(["run", config(), "--out", "a", *bad, "--set", "run.dtype=float32"]) == 1
     before = tree("a")
-    assert "cross: ended early" in Path("a/rounds_vs_upper_loss.svg").read_text()
+    assert "cross: broken off" in Path("a/rounds_vs_upper_loss.svg").read_text()
     assert main(["report", "a"]) == 0
     assert tree("a") == before
 

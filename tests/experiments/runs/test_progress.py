@@ -12,6 +12,7 @@ import server.running.plan
 from experiments.runs.progress import Bars, Estimate, Lines
 from fedbilevel.config.tables import read
 from tests.console import config
+from tests.fedbilevel.results.rows import row
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +93,22 @@ def test_bars_show_every_run_of_a_sweep_that_goes_on():
     for name, count in ((names[1], "5/6 iterations"), (names[2], "1/6 iterations")):
         assert any(name in line and count in line for line in shown.splitlines())
     assert "run 3 of 4" in shown
+
+
+def test_a_run_that_ends_early_says_so_and_counts_as_a_whole_one_in_the_time_left(capsys):
+    """20 of 100 iterations in 5 s, and over: the run to come is expected to take 5 s, not 25."""
+    now = [0.0]
+    lines = Lines(Console(width=10_000, color_system=None), lambda: now[0])
+    jobs = server.running.plan.plan(read(config(), ["run.iterations=100", "run.max_bytes=1000"]))
+    lines.planned(jobs[:2])
+    lines.started(jobs[0])
+    lines.row(jobs[0], row(round=0))
+    now[0] = 4.0
+    lines.row(jobs[0], row(round=16))
+    assert lines.running["aggitd", 0].share == pytest.approx(0.48)  # 16 x 30 of 1000 bytes, 16 of 100 iterations
+    now[0] = 5.0
+    lines.row(jobs[0], row(round=34))
+    lines.ended(jobs[0], None)
+    said = "[1/2] aggitd, seed 0: done, 34/100 iterations in 5.0 s, upper loss 1, ended by run.max_bytes"
+    assert capsys.readouterr().out.splitlines() == [said]
+    assert lines.estimate.left() == pytest.approx(5.0)

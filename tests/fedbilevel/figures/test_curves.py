@@ -7,6 +7,7 @@ import math
 import pytest
 
 from fedbilevel.figures.curves import curves
+from fedbilevel.results.ending import Ends
 from tests.fedbilevel.results.rows import row, run
 
 
@@ -92,8 +93,8 @@ def test_a_cross_stands_where_a_run_broke_off_also_out_of_all_bounds():
         *run("b", 0, [(0, 1.0), (2, 3.0), (6, math.nan)], "loss"),
         *run("c", 0, [(0, 1.0), (9, 1.0)], "loss"),
     ]
-    broken = {("a", 0), ("a", 1), ("b", 0), ("c", 1)}
-    assert [c.crosses for c in curves(rows, "rounds", "upper_loss", broken)] == [
+    broken = frozenset({("a", 0), ("a", 1), ("b", 0), ("c", 1)})
+    assert [c.crosses for c in curves(rows, "rounds", "upper_loss", Ends(broken))] == [
         ((4.0, 2.0), (7.0, 1e306)),
         ((6.0, 3.0),),
         (),
@@ -103,3 +104,33 @@ def test_a_cross_stands_where_a_run_broke_off_also_out_of_all_bounds():
 def test_an_algorithm_without_the_column_has_no_curve():
     rows = [row("a", 0, 1, metric_gap=1.0), row("b", 0, 1)]
     assert [curve.algorithm for curve in curves(rows, "rounds", "metric_gap")] == ["a"]
+
+
+def test_a_seed_that_has_ended_early_stays_at_its_last_value_until_the_last_one_ends():
+    """Seeds 0, 1, 2 meet 0.8 at rounds 10, 30 and 40: the median meets it when seed 1 does, at 30, and never falls."""
+    points = {0: [(0, 0.0), (10, 0.8)], 1: [(0, 0.0), (10, 0.2), (30, 0.8)], 2: [(0, 0.0), (10, 0.1), (40, 0.9)]}
+    rows = [r for seed, at in points.items() for r in run("a", seed, at)]
+    (curve,) = curves(rows, "rounds", "test_accuracy", Ends(early=frozenset(("a", seed) for seed in points)))
+    whole, two, one = curve.pieces
+    assert [piece.held for piece in curve.pieces] == [0, 1, 2]
+    assert shown(whole)[:3] == (3, [0, 10], [0.0, 0.2])
+    assert (two.seeds, two.x.tolist(), two.median.tolist()) == (2, [10, 30], pytest.approx([0.2, 0.8]))
+    assert two.high.tolist() == [0.8, 0.8]
+    assert (one.seeds, one.x.tolist(), one.median.tolist()) == (1, [30, 40], pytest.approx([0.8, 0.8]))
+    assert one.high.tolist() == pytest.approx([0.8, 0.9])
+    # left out instead, the median falls to the mean of the two that are left, 0.15
+    assert curves(rows, "rounds", "test_accuracy")[0].pieces[1].median[0] == pytest.approx(0.15)
+
+
+def test_of_the_seeds_only_those_that_ended_early_are_held():
+    """Seed 1 broke off at 5: beyond, only seed 0, held from 3, and seed 2 count, and the cross is seed 1's."""
+    levels = {0: (3, 1.0), 1: (5, 5.0), 2: (9, 9.0)}
+    rows = [r for s, (end, v) in levels.items() for r in run("a", s, [(0, v), (end, v)], "loss")]
+    (curve,) = curves(rows, "rounds", "upper_loss", Ends(frozenset({("a", 1)}), frozenset({("a", 0)})))
+    assert [shown(piece)[:3] for piece in curve.pieces] == [
+        (3, [0, 3], [5, 5]),
+        (2, [3, 5], [5, 5]),
+        (1, [5, 9], [5, 5]),
+    ]
+    assert curve.pieces[2].low.tolist() == [1, 1]
+    assert curve.crosses == ((5.0, 5.0),)

@@ -17,6 +17,7 @@ from fedbilevel.figures.canvas import framed, spaced
 from fedbilevel.figures.curves import curves
 from fedbilevel.figures.figure import draw
 from fedbilevel.figures.scales import scale_x, scale_y
+from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.targets import Target
 from tests.fedbilevel.results.rows import rising, row, run
 
@@ -96,9 +97,16 @@ def test_the_caption_says_what_lines_and_bands_are(tmp_path, rows, about):
 
 def test_runs_that_broke_off_are_crossed_and_the_caption_says_so(tmp_path):
     whole, _ = drawn(tmp_path, rising(2))
-    shown, _ = drawn(tmp_path, rising(2), unfinished={("method_0", 1)})
+    shown, _ = drawn(tmp_path, rising(2), ends=Ends(frozenset({("method_0", 1)})))
     assert not any("cross" in text for text in whole)
-    assert any(text.endswith("cross: ended early") for text in shown)
+    assert any(text.endswith("cross: broken off") for text in shown)
+
+
+def test_a_run_that_was_ended_early_is_held_and_the_caption_says_so(tmp_path):
+    rows = [*run("a", 0, [(0, 0.1), (9, 0.9)]), *run("a", 1, [(0, 0.1), (90, 0.9)])]
+    shown, _ = drawn(tmp_path, rows, ends=Ends(early=frozenset({("a", 0)})))
+    assert any(text.endswith("; thin: some seeds have ended and are held") for text in shown)
+    assert not any("cross" in text for text in shown)
 
 
 def bands(svg):
@@ -159,7 +167,7 @@ def test_odd_histories_draw_without_a_warning(tmp_path, monkeypatch, name, targe
     """In every format for the usual targets; for others, which change lines and limits but no letter, in one."""
     if targets is not None:
         monkeypatch.setattr(canvas, "_METADATA", {"svg": canvas._METADATA["svg"]})
-    crossed = {(r["algorithm"], 0) for r in EDGES[name]}
+    crossed = frozenset((r["algorithm"], 0) for r in EDGES[name])
     for x_axis, log_x in (("rounds", False), ("bytes", True)):
         paths = draw(
             *(EDGES[name], tmp_path),
@@ -167,7 +175,7 @@ def test_odd_histories_draw_without_a_warning(tmp_path, monkeypatch, name, targe
             targets=targets,
             x_axis=x_axis,
             log_x=log_x,
-            unfinished=crossed if log_x else (),
+            ends=Ends(crossed) if log_x else WHOLE,
         )
         assert all(path.stat().st_size > 1000 for path in paths)
         [svg] = [path for path in paths if path.suffix == ".svg"]

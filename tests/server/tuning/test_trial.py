@@ -31,8 +31,8 @@ def trial(monkeypatch, curves, goal=LOSS, best=FAILED, others=None, stopping=Tru
     monkeypatch.setattr(trials, "local", lambda setup, problem: None)
     jobs = [
         types.SimpleNamespace(
-            goal=len(curve) - 1,
-            unit="rounds",
+            share=lambda row, curve=curve: row["round"] / (len(curve) - 1),
+            finished=lambda row, curve=curve: row["round"] >= len(curve) - 1,
             setup=lambda: types.SimpleNamespace(problem=lambda: None),
             run=lambda seed=seed: seed,
         )
