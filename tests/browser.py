@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _QUIET = (
@@ -31,8 +31,8 @@ def chromium() -> str | None:
 class Tab:
     """A tab of the browser, of which every error of the console and every request is kept."""
 
-    def __init__(self, address: str) -> None:
-        self._socket = connect(address, max_size=None, open_timeout=_PATIENCE)
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
         self._count = 0
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -119,10 +119,6 @@ class Tab:
         """Write the page as it is printed, as PDF."""
         path.write_bytes(b64decode(self.ask("Page.printToPDF", printBackground=True)["data"]))
 
-    def close(self) -> None:
-        """Take leave."""
-        self._socket.close()
-
 
 @contextlib.contextmanager
 def browser() -> Iterator[Tab]:
@@ -138,13 +134,10 @@ def browser() -> Iterator[Tab]:
         )
         try:
             port = _port(Path(profile, "DevToolsActivePort"), process)
-            tab = Tab(_address(port))
-            try:
+            with connect(_address(port), max_size=None, open_timeout=_PATIENCE, proxy=None) as socket:
+                tab = Tab(socket)
                 yield tab
-            finally:
-                with contextlib.suppress(Exception):
-                    tab.ask("Browser.close")
-                tab.close()
+                tab.ask("Browser.close")
         finally:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)

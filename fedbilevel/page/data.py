@@ -36,7 +36,7 @@ MOST_MEDIANS = 240
 """So many points of a median are on a page; of more, every second, third, ... and the last: each is exact."""
 SPENT: Mapping[XAxis, str] = {
     "rounds": "rounds",
-    "bytes": "bytes, uplink + downlink",
+    "bytes": "bytes up + down",
     "seconds": "simulated seconds",
     "wall": "wall-clock seconds",
 }
@@ -132,7 +132,8 @@ def _number(value: float | None) -> float:
 
 def _axis(rows: Sequence[Row], axis: XAxis) -> dict[str, Any]:
     size, label = unit(curves(rows, axis, main_column(rows)), axis)
-    return {"key": axis, "name": SPENT[axis], "size": size, "label": label}
+    short = f"{SPENT[axis]} {label[label.rindex('(') :]}" if size != 1.0 else SPENT[axis]
+    return {"key": axis, "name": SPENT[axis], "size": size, "label": label, "short": short}
 
 
 def _views(

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 ELEMENT = "chart"
 """The element of the page that holds the chart."""
 _FONT = "system-ui, sans-serif"
-_TIP = f"""<div style="font: 13px/1.5 {_FONT}; color: {INK}; max-width: 270px; overflow-wrap: anywhere">
-<b style="color: @colour">@label</b> <span style="color: {QUIET}">@whose</span><br>
-<span style="color: {QUIET}">@y_name</span> <b>@y_text</b><br>
-<span style="color: {QUIET}">@more_name</span> @more_text
-<span style="color: {QUIET}">@x_name</span> @x_text</div>"""
+_ROW = f'<span style="color: {QUIET}">@{{0}}_name</span><span>@{{0}}_text</span>'
+_GRID = "display: grid; grid-template-columns: auto auto; justify-content: start; column-gap: 10px"
+_TIP = f"""<div style="font: 13px/1.5 {_FONT}; color: {INK}; max-width: 280px; overflow-wrap: anywhere">
+<b style="color: @colour">@label</b> <span style="color: {QUIET}">@whose</span>
+<div style="{_GRID}">{"".join(_ROW.format(name) for name in ("y", "more", "x"))}</div></div>"""
 _REACH = 18
 """A line answers to a pointer within half of so many pixels."""
 
@@ -77,8 +77,6 @@ def _chart() -> figure:
         active_drag="box_zoom",
         active_scroll=None,
         toolbar_location="above",
-        background_fill_alpha=0.0,
-        border_fill_alpha=0.0,
         outline_line_color=None,
     )
     chart.toolbar.logo = None
@@ -89,7 +87,7 @@ def _chart() -> figure:
 
 def _axes(chart: figure) -> None:
     """One axis below; two on the left, of which one is seen at a time."""
-    from bokeh.models import Grid, LinearAxis, LogAxis
+    from bokeh.models import FixedTicker, Grid, LinearAxis, LogAxis
 
     text: dict[str, Any] = {
         "axis_label_text_font": _FONT,
@@ -104,9 +102,11 @@ def _axes(chart: figure) -> None:
         "minor_tick_line_color": None,
         "major_tick_in": 0,
     }
-    for axis in (LinearAxis(name="x"), LinearAxis(name="linear"), LogAxis(name="log")):
-        axis.update(**text)
+    decades = LogAxis(name="log")
+    decades.update(ticker=FixedTicker(ticks=[]))  # the page's script sets them
+    for axis in (LinearAxis(name="x"), LinearAxis(name="linear"), decades):
         below = axis.name == "x"
+        axis.update(**text, visible=below)  # until there is something to show
         chart.add_layout(axis, "below" if below else "left")
         grid = Grid(name=f"{axis.name}-grid", dimension=0 if below else 1, axis=axis, grid_line_color="#e9e9e9")
         chart.add_layout(grid, "center")

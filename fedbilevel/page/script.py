@@ -22,8 +22,8 @@ function vector(place) {
 }
 
 const hidden = new Set();
-const views = await Bokeh.embed.embed_item(read("document"), "chart");
-const chart = (views.roots ? views.roots[0] : [...views][0]).model;
+const narrow = window.matchMedia("(max-width: 600px)");
+const shown = (await Bokeh.embed.embed_item(read("document"), "chart")).roots[0], chart = shown.model;
 const part = (name) => chart.document.get_model_by_name(name);
 const scales = {linear: new (Bokeh.Models.get("LinearScale"))(), log: new (Bokeh.Models.get("LogScale"))()};
 const short = (value) => Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "\u2014";
@@ -110,7 +110,9 @@ function draw() {
     for (const one of stretches({...now, each: true})) {
       const last = one.y.length - 1;
       if (!one.method.broken.includes(one.seed) || (log && !(one.y[last] > 0))) continue;
-      crosses.x.push(one.x[last] / x.size); crosses.y.push(one.y[last]); crosses.colour.push(one.method.colour);
+      const [low, high] = (view && (log ? view.log : view.linear)) || [one.y[last], one.y[last]];
+      crosses.x.push(one.x[last] / x.size); crosses.y.push(Math.min(Math.max(one.y[last], low), high));
+      crosses.colour.push(one.method.colour);
     }
   }
   const levels = (data.targets[y.key] || []).filter((level) => !log || level > 0);
@@ -132,7 +134,24 @@ function fit({now, log}) {
     part(kind).visible = part(kind + "-grid").visible = (kind === "log") === log;
     part(kind).axis_label = y.label;
   }
-  part("x").axis_label = x.label;
+  ticks();
+  part("x").axis_label = narrow.matches ? x.short : x.label;
+}
+
+// Where a logarithmic axis has its numbers: at powers of ten, at 1, 2 and 5, or evenly, as its range is wide.
+function ticks() {
+  const low = chart.y_range.start, high = chart.y_range.end, found = [];
+  if (chart.y_scale !== scales.log || !(low > 0 && high > low)) return;
+  const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+  if (high < 5 * low) {
+    const rough = (high - low) / 6, power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].find((each) => each * power >= rough) * power;
+    for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
+  } else {
+    const apart = Math.ceil((last - first) / 8), kept = high < 2e3 * low ? [1, 2, 5] : [1];
+    for (let i = first; i <= last; i += apart) for (const each of kept) found.push(each * 10 ** i);
+  }
+  part("log").ticker.ticks = found;
 }
 
 function tabulate({x, y, each}, ends) {
@@ -189,9 +208,13 @@ at("closer").addEventListener("click", () => zoom(0.5));
 at("farther").addEventListener("click", () => zoom(2));
 at("reset").addEventListener("click", () => fit({now: chosen(), log: chart.y_scale === scales.log}));
 
-const narrow = window.matchMedia("(max-width: 600px)");
 const size = () => { chart.height = narrow.matches ? 340 : 460; };
-narrow.addEventListener("change", size);
+narrow.addEventListener("change", () => { size(); fit({now: chosen(), log: chart.y_scale === scales.log}); });
+chart.y_range.change.connect(ticks);
+if (window.matchMedia("(pointer: coarse)").matches) {  // a finger that goes up or down scrolls the page
+  chart.toolbar.active_drag = null;
+  shown.canvas_view.events_el.style.touchAction = "pan-y";
+}
 let opened = [];
 window.addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];

@@ -37,19 +37,20 @@ input { accent-color: var(--accent); width: 17px; height: 17px; margin: 0; }
 figure { margin: 0; }
 #chart { min-height: 340px; width: 100%; }
 .table { overflow-x: auto; margin: 0 0 22px; }
-table { border-collapse: collapse; font-size: 0.93rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; min-width: min(100%, 640px); font-size: 0.93rem;
+  font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0 0 6px; }
 th, td { padding: 5px 14px 5px 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { color: var(--quiet); font-weight: 500; border-bottom-color: #c4c8cd; vertical-align: bottom; }
 th:first-child { text-align: left; font-weight: 500; }
 tbody th { position: sticky; left: 0; background: #ffffff; }
-.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.words td, .words thead th { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .failed td, .failed th { color: #a33a00; }
 .note { margin: -16px 0 22px; font-size: 0.9rem; }
 details { margin-top: 8px; }
 summary { cursor: pointer; color: var(--accent); margin-bottom: 10px; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; margin: 0;
-  overflow-x: auto; font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+  max-height: 30rem; overflow: auto; font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 32px; }
 @media (max-width: 600px) {
   header, main, footer { padding-left: 16px; padding-right: 16px; }
@@ -69,7 +70,7 @@ footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 32px; }
   #legend button { border: 0; padding: 0 8px 0 0; }
   #legend button[aria-pressed="false"] { display: none; }
   .table, pre { overflow: visible; }
-  pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 0; padding: 0; background: none; }
+  pre { max-height: none; white-space: pre-wrap; overflow-wrap: anywhere; border: 0; padding: 0; background: none; }
   tr, figure { break-inside: avoid; }
   h2, caption { break-after: avoid; }
   tbody th { position: static; }
