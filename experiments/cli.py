@@ -13,22 +13,35 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from experiments.completion import values
 from experiments.process import Command, run_command_line
 from experiments.terminal import busy, complain, say, stdout
 
 if TYPE_CHECKING:
     from fedbilevel.report import RunDirectory
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG.toml", help="A config, or the name of a packaged one: see fedbilevel list.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG.toml",
+        help="A config, or the name of a packaged one: see fedbilevel list.",
+        autocompletion=values.configs,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Override a key; the value is TOML, or a plain string."),
+    typer.Option(
+        "--set",
+        metavar="TABLE.KEY=VALUE",
+        help="Override a key; the value is TOML, or a plain string.",
+        autocompletion=values.overrides,
+    ),
 ]
-Engine = Annotated[str | None, typer.Option(help="What carries the messages: see fedbilevel list.")]
+Engine = Annotated[
+    str | None, typer.Option(help="What carries the messages: see fedbilevel list.", autocompletion=values.engines)
+]
 RayAddress = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Join this Ray cluster (or: auto), for --engine ray or --jobs.")
 ]
@@ -57,7 +70,9 @@ def fedbilevel(
 @app.command(cls=Command)
 def init(
     path: Annotated[Path, typer.Argument(metavar="[PATH]", help="The file to write.")] = Path("experiment.toml"),
-    problem: Annotated[str, typer.Option(metavar="NAME", help="See fedbilevel list.")] = "hyper_representation",
+    problem: Annotated[
+        str, typer.Option(metavar="NAME", help="See fedbilevel list.", autocompletion=values.problems)
+    ] = "hyper_representation",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a config to begin with, which runs as it is and says what every key means."""
@@ -105,7 +120,12 @@ def run(
 
 @app.command(cls=Command)
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The run directory, or the folder of a tuning.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="The run directory, or the folder of a tuning.", autocompletion=values.run_directories
+        ),
+    ],
     engine: Engine = None,
     ray_address: RayAddress = None,
     jobs: Jobs = None,
@@ -138,23 +158,38 @@ def resume(
 
 @app.command(cls=Command)
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Run directories.", autocompletion=values.run_directories)
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A new folder for the summary and the figures.")
     ] = None,
     x: Annotated[
         str | None,
-        typer.Option(metavar="rounds|bytes|seconds|wall", help="What is spent; seconds: simulated."),
+        typer.Option(
+            metavar="rounds|bytes|seconds|wall", help="What is spent; seconds: simulated.", autocompletion=values.axes
+        ),
     ] = None,
     y: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="What the figure shows: of history.csv; error: 1 - accuracy.")
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="What the figure shows: of history.csv; error: 1 - accuracy.",
+            autocompletion=values.columns,
+        ),
     ] = None,
     log_x: Annotated[bool, typer.Option("--log-x", help="A logarithmic x axis.")] = False,
     log_y: Annotated[
         bool | None, typer.Option("--log-y/--linear-y", help="The y axis; default: as the values are.")
     ] = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="text|markdown|latex|csv", help="How the tables are printed.")
+        str,
+        typer.Option(
+            "--format",
+            metavar="text|markdown|latex|csv",
+            help="How the tables are printed.",
+            autocompletion=values.formats,
+        ),
     ] = "text",
     anyway: Annotated[bool, typer.Option("--anyway", help="Also compare runs of different problems.")] = False,
 ) -> None:
@@ -180,7 +215,11 @@ def report(
 def list_names(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Show what the algorithm, problem, data set, ... of this name takes."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="Show what the algorithm, problem, data set, ... of this name takes.",
+            autocompletion=values.listed,
+        ),
     ] = None,
 ) -> None:
     """List the names to use in a config, or what one of them takes."""
@@ -195,7 +234,10 @@ def list_names(
 @app.command(cls=Command)
 def check(
     config_file: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Your problem; default: the quadratic one.")
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG.toml]", help="Your problem; default: the quadratic one.", autocompletion=values.configs
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> int:

@@ -18,6 +18,7 @@ import click
 import typer
 from typer.core import TyperCommand
 
+from experiments.completion.shell import VARIABLE, answer, completing, status
 from experiments.terminal import complain
 
 
@@ -69,9 +70,13 @@ def run_command_line(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, talks on stderr
     command = typer.main.get_command(app)
     given = sys.argv[1:] if arguments is None else list(arguments)
+    if VARIABLE in os.environ:
+        return answer(command, given)
     try:
-        with _termination(), command.make_context("fedbilevel", given) as context:
+        with _termination(), completing(given), command.make_context("fedbilevel", given) as context:
             return int(command.invoke(context) or 0)
+    except SystemExit as done:  # typer's way out after it has shown or installed completion
+        return status(done)
     except click.exceptions.Exit as finished:
         return finished.exit_code
     except click.ClickException as error:
