@@ -111,7 +111,7 @@ class Course:
                     return
             if index not in self._ends:
                 return
-            if self._ends[index]:
+            if self._ends[index] and not self._over:  # what it does after its end does not count
                 self.outcome = "failed"
             elif index + 1 == len(self._rows):
                 self.outcome = "complete"
