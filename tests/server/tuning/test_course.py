@@ -70,7 +70,9 @@ def test_what_comes_of_a_trial_does_not_depend_on_which_of_its_runs_is_heard_of_
             for _ in range(runs)
         ]
         fails = [draw.random() < 0.1 for _ in curves]
-        curves = [curve[: draw.randrange(1, LENGTH)] if fail else curve for curve, fail in zip(curves, fails, strict=True)]
+        curves = [
+            curve[: draw.randrange(1, LENGTH) if fail else None] for curve, fail in zip(curves, fails, strict=True)
+        ]
         best = draw.choice([FAILED, draw.uniform(1.0, 12.0)])
         sign = goal.sign(goal.in_column([]))
         others = {rung: [sign * draw.uniform(1.0, 3.0) for _ in range(draw.randrange(5))] for rung in ("0.125", "0.5")}
