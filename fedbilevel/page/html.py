@@ -96,8 +96,8 @@ def curves(data: Mapping[str, Any]) -> str:
 <button type="button" id="reset">Reset view</button></span>
 </div>
 <div id="legend" role="group" aria-label="Methods shown">{legend}</div>
-<figure><div id="{ELEMENT}" role="group" aria-label="Line chart"></div>
-<figcaption class="about">{escape(_said(data["methods"]))}{thinned}
+<figure><div id="{ELEMENT}" role="group" aria-label="Line chart"></div><div id="paper"></div>
+<figcaption class="about">{_said(data["methods"])}{thinned}
 <span id="nothing" role="status" hidden>Nothing to show on these axes.</span></figcaption></figure>
 <details><summary>The numbers at the ends of the curves</summary>
 <div class="table" role="region" tabindex="0" aria-labelledby="numbers-title"><table>
@@ -126,7 +126,7 @@ def _ordinal(number: int) -> str:
 
 
 def _said(methods: Sequence[Mapping[str, Any]]) -> str:
-    said = "A click on a name takes its method off the page."
+    said = '<span class="hint">A click on a name takes its method off the page. Numbers show under the pointer.</span>'
     if any(len(method["seeds"]) > 1 for method in methods):
         said += (
             " Lines are medians over seeds, thin where some have ended; bands are quartiles of four seeds and more, "

@@ -215,12 +215,22 @@ if (window.matchMedia("(pointer: coarse)").matches) {  // a finger that goes up 
   chart.toolbar.active_drag = null;
   shown.canvas_view.events_el.style.touchAction = "pan-y";
 }
+
+// Paper has another width than the screen, and nothing to press: a picture of the chart, and all that is folded.
 let opened = [];
 window.addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];
   for (const each of opened) each.open = true;
+  chart.toolbar.visible = false;
+  at("paper").replaceChildren(shown.export("png").canvas);
+  at("chart").hidden = true;
 });
-window.addEventListener("afterprint", () => { for (const each of opened) each.open = false; });
+window.addEventListener("afterprint", () => {
+  for (const each of opened) each.open = false;
+  chart.toolbar.visible = true;
+  at("paper").replaceChildren();
+  at("chart").hidden = false;
+});
 
 size();
 suit();

@@ -36,6 +36,7 @@ input { accent-color: var(--accent); width: 17px; height: 17px; margin: 0; }
 #legend button[aria-pressed="false"] svg { opacity: 0.3; }
 figure { margin: 0; }
 #chart { min-height: 340px; width: 100%; }
+#paper canvas { max-width: 100%; height: auto !important; }
 .table { overflow-x: auto; margin: 0 0 22px; }
 table { border-collapse: collapse; min-width: min(100%, 640px); font-size: 0.93rem;
   font-variant-numeric: tabular-nums; }
@@ -63,9 +64,9 @@ footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 32px; }
   select, button { min-height: 40px; }
 }
 @media print {
-  body { font-size: 10.5pt; }
+  body { font-size: 10pt; }
   header, main, footer { max-width: none; padding: 0; }
-  nav, .controls, .bk-toolbar, summary { display: none !important; }
+  nav, .controls, .hint, summary { display: none !important; }
   section { margin: 0 0 18pt; }
   #legend button { border: 0; padding: 0 8px 0 0; }
   #legend button[aria-pressed="false"] { display: none; }

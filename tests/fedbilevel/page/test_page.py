@@ -12,6 +12,7 @@ import pytest
 from fedbilevel.page.write import Contents, write_page
 from fedbilevel.report import RunDirectory
 from fedbilevel.results import write_history
+from fedbilevel.results.ending import Ends
 from fedbilevel.results.targets import Target
 from tests.browser import browser, chromium
 from tests.fedbilevel.results.rows import row
@@ -260,6 +261,13 @@ def test_a_phone_scrolls_down_only_and_paper_has_no_controls(desktop, tmp_path):
     desktop.ask("Emulation.setEmulatedMedia", media="print")
     assert desktop.run(shown.format(".controls, nav")) == 0
     assert desktop.run(shown.format("main table")) >= 3
+    desktop.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert desktop.run(shown.format("#chart")) == 0
+    assert desktop.run("document.querySelector('#paper canvas').getBoundingClientRect().width") in range(300, 391)
+    assert desktop.run(shown.format("#numbers tr")) == 2
+    desktop.run("window.dispatchEvent(new Event('afterprint'))")
+    assert desktop.run(shown.format("#chart, #paper canvas")) == 1
+    assert desktop.run(shown.format("#numbers tr")) == 0
     desktop.ask("Emulation.setEmulatedMedia", media="")
     assert desktop.run(shown.format(".controls, nav")) == 2
     desktop.paper(tmp_path / "page.pdf")
@@ -300,7 +308,7 @@ def test_values_that_are_no_numbers_and_zeros_on_a_logarithmic_axis_are_left_out
         *losses("empty", 0, [None, None]),
         *losses("lone", 0, [0.5]),
     ]
-    desktop.open(made(tmp_path, rows, unfinished={("wild", 0), ("lone", 0), ("away", 3)}), READY)
+    desktop.open(made(tmp_path, rows, ends=Ends(frozenset({("wild", 0), ("lone", 0), ("away", 3)}))), READY)
     assert desktop.run("document.getElementById('y').value") == "upper_loss"
     assert desktop.run("document.getElementById('log').checked") is True
     assert source(desktop, "lines")["xs"] == [[0, 10, 30], [0], [0]]
@@ -313,8 +321,8 @@ def test_values_that_are_no_numbers_and_zeros_on_a_logarithmic_axis_are_left_out
     assert source(desktop, "lines")["ys"] == [[1.0, 0.1, 0.0, 0.001], [1.0, 0.3, 0.0, 0.003], [1.0], [0.5]]
     table = "[...document.querySelectorAll('.failed tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
     assert desktop.run(table) == [
-        ["wild", "0", "5", "40", "ended early"],
-        ["lone", "0", "1", "0", "ended early"],
+        ["wild", "0", "5", "40", "broken off"],
+        ["lone", "0", "1", "0", "broken off"],
         ["away", "3", "0", "—", "not begun"],
     ]
     assert "4 of 7 runs finished." in desktop.run("document.querySelector('main').textContent")
