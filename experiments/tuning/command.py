@@ -88,24 +88,22 @@ def _hold(config: Config, jobs: int | None, ray_address: str | None) -> None:
 
 def _tune(tuning: Tuning, out: Path, key: str, console: Console, *, jobs: int | None, ray_address: str | None) -> int:
     made = _open(out)
+    begun = (out / JOURNAL).is_file()
+    tried: list[Tried] = []
     try:
         with _studies(tuning, out, key) as studies:
-            tried = [each for study in studies for each in study.tried]
+            tried += [each for study in studies for each in study.tried]
             write_whole(out / CONFIG, write(tuning.config).encode())
             write_trials(tuning, tried, out / TRIALS)
             if not any(study.left for study in studies):
                 say(console, f"{out}: every trial is done")
-            try:
-                _go_on(tuning, studies, tried, out, console, jobs=jobs, ray_address=ray_address)
-            except KeyboardInterrupt as interrupt:
-                complain(f"interrupted; go on with: fedbilevel resume {shlex.quote(str(out))}")
-                return 143 if isinstance(interrupt, Terminated) else 130
-            except (BadInput, RunFailed):
-                if not tried:
-                    _discard(out, made)
-                raise
-    except BadInput:
-        _discard(out, made if not any(out.iterdir()) else ())
+            _go_on(tuning, studies, tried, out, console, jobs=jobs, ray_address=ray_address)
+    except KeyboardInterrupt as interrupt:
+        complain(f"interrupted; go on with: fedbilevel resume {shlex.quote(str(out))}")
+        return 143 if isinstance(interrupt, Terminated) else 130
+    except (BadInput, RunFailed):  # of a start that was refused nothing stays that would block the next
+        if not begun and not tried:
+            _discard(out, made)
         raise
     winners = {label: winner(mine) for label, mine in by_label(tuning, tried).items()}
     write_whole(out / TUNED, write(tuned(tuning, winners)).encode())
