@@ -17,6 +17,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     root = Path(config.config_file_path).parent
     readme = (root / "README.md").read_text().replace("](docs/", "](").replace("](CHANGELOG.md", "](changelog.md")
     readme = readme.replace(f"]({FIGURES}/", "](figures/")
+    readme = re.sub(r"(\]\(notebooks/\w+)\.ipynb\)", r"\1.md)", readme)
     files.append(File.generated(config, "index.md", content=readme))
     files.append(File.generated(config, "changelog.md", content=(root / "CHANGELOG.md").read_text()))
     files.append(File.generated(config, "CITATION.cff", content=(root / "CITATION.cff").read_text()))

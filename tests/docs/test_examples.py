@@ -1,8 +1,7 @@
-"""The README's code runs as it stands."""
+"""What the code of the README and of the pages finds is right: rounds, distances, losses."""
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 from pathlib import Path
@@ -11,18 +10,17 @@ import numpy as np
 import pytest
 
 from fedbilevel import simulate
-from fedbilevel.config.tables import check, read
+from fedbilevel.config.tables import check
 from fedbilevel.data import load
 from server.kit import algorithm as table
 from server.running.plan import plan
-from tests.console import ROOT
-
-README = (ROOT / "README.md").read_text()
+from tests.docs.blocks import PAGES, blocks
 
 
 def block(language: str, holds: str) -> str:
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-    return next(text for text in blocks if holds in text)
+    found = [each for page in PAGES for each in blocks(page) if each.language == language and holds in each.text]
+    assert len({each.text for each in found}) == 1
+    return found[0].text
 
 
 def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,12 +67,9 @@ def test_the_data_set_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert np.isfinite(data.x_train).all()
 
 
-def test_every_algorithm_has_its_line() -> None:
-    for name in table.algorithms():
-        assert f"| `{name}` |" in README
-
-
-def test_the_commands_name_files_that_exist() -> None:
-    pages = [README, *(page.read_text() for page in (ROOT / "docs").glob("*.md"))]
-    for path in {each for page in pages for each in re.findall(r"experiments/configs/\w+\.toml", page)}:
-        assert read(ROOT / path)
+def test_the_algorithm_with_an_operation_of_its_own_converges(tmp_path: Path) -> None:
+    (tmp_path / "scaled.py").write_text(block("python", "def curvature"))
+    name = f"{tmp_path / 'scaled.py'}:scaled"
+    result = simulate("quadratic", name, iterations=1500, evaluate_every=500, dtype="float64", upper_step=0.02)
+    assert result.history[-1]["round"] == 1500
+    assert float(str(result.history[-1]["metric_distance"])) < 1e-6
