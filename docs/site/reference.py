@@ -8,11 +8,11 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Rows, table, text
+from cells import table, text
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -36,7 +36,8 @@ def configuration() -> Iterator[str]:
     """Every table of a config, and every key of it."""
     from fedbilevel.config.tables import Config
     from fedbilevel.config.tune import Best, Range
-    from fedbilevel.data import DATASETS, PARTITIONS, partition_parameters
+    from fedbilevel.data import DATASETS, PARTITIONS
+    from fedbilevel.data.partitions import partition_source, partition_table
     from fedbilevel.results.targets import Target
 
     schema = Config.model_json_schema()
@@ -50,15 +51,12 @@ def configuration() -> Iterator[str]:
         if _is_table(field, schema):
             yield from _tables(key, _resolved(field, schema), schema)
     yield "\n## Partitions: `data.partition`\n"
-    rows = [
-        (
-            f"`{name}`",
-            line,
-            ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in partition_parameters(name).items()),
-        )
-        for name, line in PARTITIONS.items()
-    ]
-    yield from table(("partition", "what", "takes, beside it in `[data]`"), rows)
+    rows: list[Sequence[str]] = []
+    for name, line in PARTITIONS.items():
+        rows.append((f"`{name}`", text(f"{line}; by {partition_source(name)}"), "", "", ""))
+        for key, default, told, allowed in partition_table(name):
+            rows.append(("", "", f"`{key}`", text(f"{told}: {allowed}" if told else allowed), _shown(default)))
+    yield from table(("partition", "what", "parameter", "meaning", "default"), rows)
     yield "\n## Data sets: `data.name`\n"
     own = ("`NAME`", "the file NAME.npz in `$FEDBILEVEL_DATA`, with arrays x_train, y_train, x_test, y_test")
     yield from table(("name", "what"), [*((f"`{name}`", line) for name, line in DATASETS.items()), own])
@@ -116,6 +114,8 @@ def _is_table(field: Schema, root: Schema) -> bool:
 
 def options() -> Iterator[str]:
     """What every algorithm and every problem takes."""
+    from experiments.catalogue.entries import documented
+    from fedbilevel.config.build import documentation, needs_data, parameters_of
     from fedbilevel.config.validation import described, meaning
     from fedbilevel.problems import PROBLEMS
     from server.kit.algorithm import algorithms
@@ -150,26 +150,21 @@ def options() -> Iterator[str]:
             if key not in server
         ]
         yield from table(("option", "meaning", "allowed", "default"), rows)
-    for name, (factory, line) in PROBLEMS.items():
+    for name, (_, line) in PROBLEMS.items():
         yield f"\n## Problem `{name}`\n"
-        takes = inspect.signature(factory).parameters
-        yield text(line) + ("; takes the data set of `[data]`" if "data" in takes else "") + "\n"
-        yield from table(("parameter", "meaning", "default"), _parameters(factory))
+        yield text(line) + ("; takes the data set of `[data]`" if needs_data(name) else "") + "\n"
+        told = documented(documentation(name))
+        rows = [
+            (f"`{key}`", text(told.get(key, "")), text(allowed), "the run's" if key == "seed" else _shown(default))
+            for key, (default, allowed) in parameters_of(name).items()
+        ]
+        yield from table(("parameter", "meaning", "allowed", "default"), rows)
 
 
-def _parameters(factory: Any) -> Rows:
-    from experiments.catalogue import _documented
-
-    told = _documented(inspect.getdoc(factory) or "")
-    rows = []
-    for key, parameter in inspect.signature(factory).parameters.items():
-        if key in ("data", "dtype"):
-            continue
-        default = parameter.default
-        unset = default in (None, parameter.empty)
-        shown = "the run's" if key == "seed" else "–" if unset else f"`{json.dumps(default)}`"
-        rows.append((f"`{key}`", text(told.get(key, "")), shown))
-    return rows
+def _shown(default: Any) -> str:
+    if default is inspect.Parameter.empty:
+        return "required"
+    return "–" if default is None else f"`{json.dumps(default, default=str)}`"
 
 
 def _default(field: Schema) -> str:
