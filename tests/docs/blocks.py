@@ -78,5 +78,6 @@ def command(line: str, told: str, where: str, monkeypatch: pytest.MonkeyPatch) -
     assert words[:1] == ["fedbilevel"], (
         f"{where}: {line!r} is no command of ours; say above the block why it is not run"
     )
+    assert not words[1].startswith("-"), f"{where}: {line!r} may change more than this folder"
     more = [each.split() for each in told.split(";") if each.split()[0] == words[1]] if told else []
     assert main([*words[1:], *(word for extra in more for word in extra[1:])]) == 0, f"{where}: {line}"
