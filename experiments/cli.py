@@ -18,6 +18,7 @@ from experiments.process import Command, run_command_line
 from experiments.terminal import busy, complain, say, stdout
 
 if TYPE_CHECKING:
+    from experiments.live.backend import Backend
     from fedbilevel.report import RunDirectory
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -45,6 +46,9 @@ Engine = Annotated[
 RayAddress = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Join this Ray cluster (or: auto), for --engine ray or --jobs.")
 ]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write every row to TensorBoard files in the folder.")]
+WandB = Annotated[bool, typer.Option("--wandb", help="Send every row to Weights & Biases.")]
+MLflow = Annotated[bool, typer.Option("--mlflow", help="Send every row to MLflow, or to its file in the folder.")]
 Jobs = Annotated[int | None, typer.Option(metavar="N", help="Run N algorithms or seeds at a time, as Ray tasks.")]
 
 
@@ -91,6 +95,9 @@ def run(
     engine: Engine = None,
     ray_address: RayAddress = None,
     jobs: Jobs = None,
+    tensorboard: TensorBoard = False,
+    wandb: WandB = False,
+    mlflow: MLflow = False,
 ) -> int:
     """Run every algorithm of a config for every seed."""
     from experiments.runs.complete import execute
@@ -103,6 +110,7 @@ def run(
     config = carried(read(config_file, overrides or ()), engine, ray_address, jobs)
     planned = plan(config)
     text = written(config)
+    loggers = _loggers(tensorboard=tensorboard, wandb=wandb, mlflow=mlflow)
     with busy("looking over the problem"):
         check_problem(planned)
         remarks = before(config, planned)
@@ -112,7 +120,7 @@ def run(
     try:
         directory.write_config(text)
         directory.write_history([])
-        return execute(config, directory, ray_address, jobs, restore=False)
+        return execute(config, directory, ray_address, jobs, loggers, restore=False)
     except (BadInput, RunFailed):  # of a start that was refused nothing stays that would block the next
         directory.discard()
         raise
@@ -129,6 +137,9 @@ def resume(
     engine: Engine = None,
     ray_address: RayAddress = None,
     jobs: Jobs = None,
+    tensorboard: TensorBoard = False,
+    wandb: WandB = False,
+    mlflow: MLflow = False,
     trust: Annotated[
         bool, typer.Option("--trust", help="Execute the problem and algorithm files that it names, wherever they are.")
     ] = False,
@@ -153,7 +164,8 @@ def resume(
     config = carried(read(directory.config_path), engine, ray_address, jobs)
     for file in hold_trusted(config, directory.path, trust=trust):
         say(stdout(), f"executes {file}")
-    return execute(config, directory, ray_address, jobs, restore=True)
+    loggers = _loggers(tensorboard=tensorboard, wandb=wandb, mlflow=mlflow)
+    return execute(config, directory, ray_address, jobs, loggers, restore=True)
 
 
 @app.command(cls=Command)
@@ -300,6 +312,13 @@ def _unused(stem: str) -> Path:
     plain = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (plain.with_name(f"{plain.name}-{number}") for number in range(2, 1000))
     return plain if not plain.exists() else next(path for path in numbered if not path.exists())
+
+
+def _loggers(**asked: bool) -> dict[str, Backend]:
+    """The loggers asked for, each by its option."""
+    from experiments.live.loggers import loggers
+
+    return loggers(name for name, wanted in asked.items() if wanted)
 
 
 def _create(out: Path) -> RunDirectory:

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedbilevel.errors import BadInput, RunFailed
     from fedbilevel.problem import ClientData, Problem
+    from server.running.experiment import Observer
     from server.running.load import load
     from server.running.simulation import simulate
 
-__all__ = ["BadInput", "ClientData", "Problem", "RunFailed", "load", "simulate"]
+__all__ = ["BadInput", "ClientData", "Observer", "Problem", "RunFailed", "load", "simulate"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "BadInput": "fedbilevel.errors",
     "ClientData": "fedbilevel.problem",
+    "Observer": "server.running.experiment",
     "Problem": "fedbilevel.problem",
     "RunFailed": "fedbilevel.errors",
     "load": "server.running.load",

@@ -192,7 +192,7 @@ class Display(Observer):
 
     def noted(self, job: Job, text: str) -> None:
         """There is something that the reader of the results should know."""
-        self.say(f"note: {text}", None)
+        self.note(text)
 
     def ended(self, job: Job, error: Exception | None) -> None:
         """A job is done, or failed."""
@@ -203,6 +203,10 @@ class Display(Observer):
         self.estimate.end(ended.pace)
         self.say(f"[{self.done}/{len(self.jobs)}] {ended.name}: {', '.join(filter(None, facts))}", error)
         self.show(None)
+
+    def note(self, text: str) -> None:
+        """Print what the reader of the results should know."""
+        self.say(f"note: {text}", None)
 
     def show(self, running: Running | None) -> None:
         """Bring what is shown up to date; None between jobs."""

@@ -31,7 +31,16 @@ Connect = Callable[[Setup, Problem], Exchange]
 
 
 class Observer:
-    """Told what happens; does nothing itself. The person's display derives from it."""
+    """Told what happens while an experiment runs; does nothing itself: derive from it, override what is wanted.
+
+    The command line's displays and loggers do. It is called in the process that was started, whatever the engine, and
+    the runs wait until it returns; what it raises ends them all.
+
+    >>> class Best(Observer):
+    ...     def row(self, job, row):
+    ...         print(job.label, job.seed, row["round"], row["upper_loss"])
+    >>> Experiment(config, RunDirectory.create("runs/mine"), local, Best()).run()  # doctest: +SKIP
+    """
 
     def planned(self, jobs: list[Job]) -> None:
         """The jobs that will run."""
@@ -50,6 +59,43 @@ class Observer:
 
     def ended(self, job: Job, error: Exception | None) -> None:
         """A job is done, or failed."""
+
+
+class Several(Observer):
+    """Observers that are all told, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._all = observers
+
+    def planned(self, jobs: list[Job]) -> None:
+        """The jobs that will run."""
+        for each in self._all:
+            each.planned(jobs)
+
+    def started(self, job: Job) -> None:
+        """A job begins."""
+        for each in self._all:
+            each.started(job)
+
+    def stepped(self, job: Job, iteration: int, rounds: int) -> None:
+        """An outer iteration is done."""
+        for each in self._all:
+            each.stepped(job, iteration, rounds)
+
+    def row(self, job: Job, row: Row) -> None:
+        """An evaluation is done."""
+        for each in self._all:
+            each.row(job, row)
+
+    def noted(self, job: Job, text: str) -> None:
+        """There is something about a job that the reader of its results should know."""
+        for each in self._all:
+            each.noted(job, text)
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        """A job is done, or failed."""
+        for each in self._all:
+            each.ended(job, error)
 
 
 def over(carrier: Carrier) -> Connect:
