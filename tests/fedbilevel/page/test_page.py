@@ -222,7 +222,9 @@ def test_zoom_and_reset(desktop, tmp_path):
 
 
 def test_the_keyboard_reaches_everything_and_the_chart_has_its_numbers_as_a_table(desktop, tmp_path):
-    desktop.open(made(tmp_path, THREE), READY)
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.finish(THREE, "Three", [0.5])
+    desktop.open(directory.page_path, READY)
     reached = []
     for _ in range(16):
         desktop.key("Tab", 9)
