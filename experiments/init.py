@@ -40,13 +40,17 @@ _ALGORITHMS: dict[str, tuple[str, ...]] = {
 }
 _OWN_OPTIONS: dict[str, Table] = {
     "hyper_representation": {"upper_step": 1.0, "lower_step": 0.2, "neumann_step": 0.3},
+    "unlearning": {"lower_step": 0.2, "neumann_step": 0.2},
+    "sinusoid": {"evaluation_tasks": 200},
+    "few_shot": {"upper_optimiser": "adam", "upper_step": 0.001, "lower_step": 0.1, "evaluation_tasks": 200},
 }
-
 _OWN_SETTINGS: dict[str, Table] = {
-    "unlearning": {"forget_class": 0},
+    "unlearning": {"forget_class": 0, "network": "linear", "epochs": 30},
     "loss_tuning": {"imbalance": 10, "largest": 60, "upper_examples": 20},
+    "few_shot": {"clients": 4, "shots": 5, "network": "mlp", "hidden": [64]},
 }
-"""What a problem needs on the digits that it has no default for, or another one."""
+"""What a problem needs on the digits that it has no default for, or another so that half a minute shows a curve."""
+_OWN_RUN: dict[str, Table] = {"few_shot": {"rounds": 100}}
 
 
 def run_init(path: Path, problem: str, console: Console, *, force: bool) -> None:
@@ -84,7 +88,7 @@ def _settings(problem: str) -> Table:
     options = {**_OPTIONS[room], **_OWN_OPTIONS.get(problem, {})}
     tables: Table = {
         "title": problem,
-        "run": {"seeds": [0], "rounds": 200, "evaluate_every": 10},
+        "run": {"seeds": [0], "rounds": 200, "evaluate_every": 10, **_OWN_RUN.get(problem, {})},
         "problem": {"name": problem, **defaults(problem), **_OWN_SETTINGS.get(problem, {})},
     }
     if needs_data(problem):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import resource
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from experiments.cli import main
 from experiments.init import starter
 from fedbilevel.config.tables import DataTable, EngineTable, RunTable
 from fedbilevel.problems import PROBLEMS
-from tests.console import refused, rows
+from tests.console import process, refused, rows
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,23 @@ def test_a_problem_of_each_kind_has_a_config_that_runs(problem, capsys):
     assert main(["init", "mine.toml", "--problem", problem]) == 0
     assert main(["run", "mine.toml", "--out", "a", "--set", "run.rounds=20"]) == 0
     assert len({row["algorithm"] for row in rows("a")}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["few_shot", "loss_tuning", "sinusoid", "unlearning"])
+def test_the_longest_starters_end_within_a_minute_and_have_got_somewhere(problem):
+    """About 20 s of one core, three quarters of a minute at the most; the others take half as much."""
+    assert main(["init", "mine.toml", "--problem", problem]) == 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    one = "import torch; torch.set_num_threads(1)"
+    run = process("run", "mine.toml", "--out", "a", first=one, stdout=subprocess.DEVNULL)
+    run.communicate(timeout=280)
+    assert run.returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 45
+    for label in {row["algorithm"] for row in rows("a")}:
+        own = [row for row in rows("a") if row["algorithm"] == label]
+        assert own[-1]["upper_loss"] < 0.8 * own[0]["upper_loss"]
 
 
 def test_a_file_that_is_there_is_replaced_by_force_alone(capsys):
