@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedbilevel.figures.canvas import INK, QUIET
 
 if TYPE_CHECKING:
-    from bokeh.models import ColumnDataSource
     from bokeh.plotting import figure
 
 ELEMENT = "chart"
@@ -114,14 +112,12 @@ def _axes(chart: figure) -> None:
 
 def _glyphs(chart: figure) -> None:
     """Few glyphs for all curves: what belongs to one of them is a column."""
-    from bokeh.models import HoverTool
+    from bokeh.models import ColumnDataSource, HoverTool
 
     def source(name: str, *columns: str) -> ColumnDataSource:
-        from bokeh.models import ColumnDataSource
-
         return ColumnDataSource({column: [] for column in columns}, name=name)
 
-    ends: Sequence[str] = ("x", "y", "colour")
+    ends = ("x", "y", "colour")
     chart.hspan(y="y", source=source("targets", "y"), line_color="#808080", line_dash=[1, 3], line_width=1)
     bands = source("bands", "xs", "ys", "colour", "alpha")
     chart.patches("xs", "ys", source=bands, fill_color="colour", fill_alpha="alpha", line_color=None)

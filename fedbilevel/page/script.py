@@ -60,7 +60,7 @@ function stretches({x, y, view, each}) {
 }
 
 function draw() {
-  const now = chosen(), {x, y, view} = now, log = now.log && view && view.log !== null;
+  const now = chosen(), {x, y, view} = now, log = Boolean(now.log && view && view.log !== null);
   const bands = {xs: [], ys: [], colour: [], alpha: []};
   const lines = {xs: [], ys: [], colour: [], dash: [], width: [], alpha: []};
   const dots = {x: [], y: [], colour: []}, crosses = {x: [], y: [], colour: []};

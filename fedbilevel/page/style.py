@@ -5,11 +5,11 @@ STYLE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: #ffffff; color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-header, main, footer { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
+header, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 32px; }
 h1 { font-size: 1.65rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 0 0 12px; }
-.about, .note, caption small { color: var(--quiet); }
+.about, .note { color: var(--quiet); }
 .about { margin: 0; overflow-wrap: anywhere; }
 section { margin: 32px 0 40px; }
 nav { margin-top: 14px; display: flex; flex-wrap: wrap; gap: 4px 18px; font-size: 0.95rem; }
@@ -52,9 +52,8 @@ details { margin-top: 8px; }
 summary { cursor: pointer; color: var(--accent); margin-bottom: 10px; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; margin: 0;
   max-height: 30rem; overflow: auto; font: 0.85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 32px; }
 @media (max-width: 600px) {
-  header, main, footer { padding-left: 16px; padding-right: 16px; }
+  header, main { padding-left: 16px; padding-right: 16px; }
   header { padding-top: 20px; }
   h1 { font-size: 1.35rem; }
   .controls > label { flex: 1 1 100%; }
@@ -65,7 +64,7 @@ footer { color: var(--quiet); font-size: 0.85rem; padding-bottom: 32px; }
 }
 @media print {
   body { font-size: 10pt; }
-  header, main, footer { max-width: none; padding: 0; }
+  header, main { max-width: none; padding: 0; }
   nav, .controls, .hint, summary { display: none !important; }
   section { margin: 0 0 18pt; }
   #legend button { border: 0; padding: 0 8px 0 0; }

@@ -184,7 +184,7 @@ class RunDirectory:
     def config_text(self) -> str:
         """The config as it stands in its file; nothing where there is none."""
         try:
-            return self.config_path.read_text(errors="replace")
+            return self.config_path.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
 
