@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,14 @@ from fedbilevel.errors import BadInput
 
 Examples = Any
 """A tensor, a tuple of tensors or a dict of tensors that share their first dimension: one row per example."""
+
+
+class Part(NamedTuple):
+    """A part of x: its name, its shape, and whether its outputs are the last dimension instead of the first."""
+
+    name: str
+    shape: tuple[int, ...]
+    outputs_last: bool = False
 
 
 @runtime_checkable
@@ -42,6 +50,8 @@ class Problem(Protocol):
       the same leading dimensions, and the result is [..., dy]; and, at one common point,
       `upper_gradient_x(x, y, examples, prepared, weights)` and `cross_vjp(x, y, v, examples, prepared, weights)` with
       result [dx]; and `cross_vjp_sum`, the same summed over rows v [S, dy] with weights [S, n].
+    * `x_shapes`, the parts of x in order (`Part`, or a name and a shape), where x holds the matrices of a network: what
+      steps matrix by matrix (`upper_optimiser = "spectral"`) reads them; without it x is one vector.
     """
 
     clients: ClientData

@@ -27,6 +27,12 @@ def upper_gradient_x(cohort: Cohort, x: Tensor, y: Tensor) -> Tensor:
     return cohort.upper_gradient_x(x, y)
 
 
+@operation(lower=2)
+def hessian_product(cohort: Cohort, x: Tensor, y: Tensor, d: Tensor) -> Tensor:
+    """`H_i d`."""
+    return cohort.hvp(x, y, d)
+
+
 @operation(lower=2, about="r")
 def neumann_factor(cohort: Cohort, x: Tensor, y: Tensor, r: Tensor, *, neumann_step: float) -> Tensor:
     """`r - lam H_i r`: one factor of the Neumann series."""

@@ -37,6 +37,26 @@ def single_loop_directions(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor) -> D
     return _directions(cohort, x, y, v)
 
 
+@operation(lower=LOWER + 2.0, upper=UPPER, gives="x y y y")
+def probed_directions(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor, d: Tensor) -> tuple[Tensor, ...]:
+    """`dx, dy, dv` at a common point, and `H_i d` for a probe d [dy] of the lower level's curvature."""
+    return (*_directions(cohort, x, y, v), cohort.hvp(x, y, d))
+
+
+@operation(lower=3, upper=1, steps="local_steps")
+def lower_level_steps(
+    cohort: Cohort, x: Tensor, y: Tensor, v: Tensor, *, lower_step: float, local_steps: LocalSteps
+) -> tuple[Tensor, Tensor]:
+    """The sums of `dy` and `dv` along tau_i local steps `(y_i, v_i) -= beta (dy, dv)`, x held."""
+    y_i, v_i = cohort.spread(y), cohort.spread(v)
+    qy, qv = torch.zeros_like(y_i), torch.zeros_like(v_i)
+    for batch in cohort.batches(local_steps, y.dtype, "lower", "upper"):
+        dy = batch.keep(cohort.lower_gradient(x, y_i, batch))
+        dv = batch.keep(cohort.hvp(x, y_i, v_i, batch) - cohort.upper_gradient_y(x, y_i, batch))
+        y_i, v_i, qy, qv = y_i - lower_step * dy, v_i - lower_step * dv, qy + dy, qv + dv
+    return qy, qv
+
+
 def _common(options: Mapping[str, Any]) -> bool:
     """Whether the coefficients are those of all clients, so that one step is linear in the losses."""
     a = options["coefficients"]

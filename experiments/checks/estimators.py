@@ -236,7 +236,7 @@ class _Oracle:
         N = self._terms(self.lam, self.dense.smallest, self.dense.largest)
         truncation = self._truncation(N)
         for name, entry in algorithms("global").items():
-            if entry.family != "single_loop":
+            if entry.family not in ("single_loop", "own"):
                 continue
             carries = "momentum_decay" in entry.options.model_fields  # its first directions have to wear off
             options, steps = ({"momentum_decay": 0.5, "upper_step": 0.0}, 4 * N + 60) if carries else ({}, N + 1)
@@ -251,7 +251,8 @@ class _Oracle:
 
     def _settled(self, entry: Entry, iterations: int, **options: Any) -> Tensor:
         """The direction of the last of so many iterations, each from x0."""
-        own = {"lower_step": self.lam, "upper_step": 1.0}
+        known = entry.options.model_fields
+        own = {name: step for name, step in (("lower_step", self.lam), ("upper_step", 1.0)) if name in known}
         found = directions(entry, entry.parse(own | options), self.problem, self.x, self.y, seed=self.seed)
         h = next(itertools.islice(found, iterations - 1, None)).hypergradient
         assert h is not None

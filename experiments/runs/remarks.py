@@ -19,6 +19,8 @@ def before(config: Config, jobs: list[Job]) -> list[str]:
     """The lines before a run: options that an algorithm does not read, and columns that are not asked for."""
     lines = [f"{label} does not read: {', '.join(names)}" for label, names in unread(config).items()]
     problem = jobs[0].setup().problem()
+    for job in (job for job in jobs if job.seed == jobs[0].seed):
+        lines += [f"{job.label}: {text}" for text in job.run().remarks(problem, job.options)]
     return [*lines, *_harder(config), *_solution(config, problem, jobs[0].seed)]
 
 

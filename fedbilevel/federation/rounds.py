@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedbilevel.federation.ledger import Clock, Ledger
 from fedbilevel.federation.messages import Exchange, Kept, Operation, Request
 from fedbilevel.federation.participation import Participation, Population
 from fedbilevel.federation.systems import BatchSize, LocalSteps, Systems
+from fedbilevel.problem import Part
 
 
 class Federation:
@@ -40,6 +41,8 @@ class Federation:
         For a sampled set S: "normalised" p_i / sum_S p_j, or "unbiased" (m / |S|) p_i.
     batch, gradient_batch
         Minibatch sizes of local steps and of every other derivative.
+    x_shapes
+        The parts of x, for who steps matrix by matrix; none: x is a vector.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class Federation:
         systems: Systems | None = None,
         batch: BatchSize = None,
         gradient_batch: BatchSize = None,
+        x_shapes: Sequence[Part] = (),
     ) -> None:
         systems = systems or Systems()
         self.exchange, self.population, self.seed, self.batch = exchange, population, seed, batch
+        self.x_shapes = x_shapes
         self.participation = Participation(population, systems, seed, clients_per_round)
         self.channel = Channel(population.blocks)
         self.aggregation = Aggregation(weighting, population, seed, batch)

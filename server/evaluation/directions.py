@@ -39,7 +39,9 @@ def directions(
     algorithm = entry.build(options)
     sizes = problem.task_sizes if is_local(problem) else None
     exchange = in_process(problem, Setting(seed, device=device, files=entry.client_files))
-    fed = Federation(exchange, Population.of(problem.clients, sizes), seed=seed)
+    fed = Federation(
+        exchange, Population.of(problem.clients, sizes), seed=seed, x_shapes=getattr(problem, "x_shapes", ())
+    )
     state: State = algorithm.init(x, y)
     start = state.x
     for iteration in itertools.count():

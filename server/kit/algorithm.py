@@ -21,6 +21,7 @@ from fedbilevel.tasks import is_local
 from fedbilevel.user_files import UserFile, file_of, is_users, module_of, names_file
 from server.kit.optimisers import Moments, moved, plain
 from server.kit.options import Options, UpperOptions
+from server.kit.spectral import blocks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class State:
     """What every algorithm carries from one outer iteration to the next; algorithms add their own vectors.
 
     hypergradient: the direction in which x was moved last (None before the first iteration); index: Q or N' if drawn;
-    first, second, steps: what the server's optimiser carries, and how many steps it has made.
+    first, second, lengths, steps: what the server's optimiser carries, and how many steps it has made.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class State:
     index: int | None = None
     first: Tensor | None = None
     second: Tensor | None = None
+    lengths: tuple[float, ...] | None = None
     steps: int = 0
 
 
@@ -96,9 +98,9 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """The room below `server/algorithms` in which it lives; "own" for one of a user's own file."""
+        """The room below `server/algorithms` in which it lives; "users" for one of a user's own file."""
         home = self.factory.__module__.split(".")
-        return home[2] if home[:2] == ["server", "algorithms"] else "own"
+        return home[2] if home[:2] == ["server", "algorithms"] else "users"
 
     def hold(self, problem: Problem, key: str) -> None:
         """Raises BadInput for a problem that this algorithm does not solve."""
@@ -153,8 +155,11 @@ def optimised(algorithm: Algorithm[S], o: UpperOptions) -> Algorithm[S]:
             h = displacement(state.x, done.x, o.upper_step)
         if h is None:  # alpha = 0
             return done
-        x, after = moved(state.x, h, Moments(state.first, state.second, state.steps), o)
-        return replace(done, x=x, first=after.first, second=after.second, steps=after.steps)
+        before = Moments(state.first, state.second, state.steps, state.lengths)
+        layout = blocks(fed.x_shapes, len(h)) if o.upper_optimiser == "spectral" else None
+        x, after = moved(state.x, h, before, o, layout)
+        first, second, norms = after.first, after.second, after.lengths
+        return replace(done, x=x, first=first, second=second, lengths=norms, steps=after.steps)
 
     return replace(algorithm, step=step)
 

@@ -7,13 +7,15 @@ torch.optim has most of these; its moments are changed in place, where a state i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from server.kit.options import UpperOptions
+from server.kit.spectral import Block, lengths, stepped
 
 OPTIMISERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sgd": ("x - alpha h", ()),
@@ -30,6 +32,11 @@ OPTIMISERS: dict[str, tuple[str, tuple[str, ...]]] = {
         "as adam with s - (1 - b2) sign(s - h^2) h^2 (Reddi et al., ICLR 2021)",
         ("upper_beta1", "upper_beta2", "upper_epsilon"),
     ),
+    "spectral": (
+        "m as adam; W_j - min(alpha n_j, rho |W_j(x0)|_2) Q_j for each matrix of x, Q_j the polar factor of m's and "
+        "n_j its nuclear norm (after Muon: Jordan et al., 2024); x without matrices is one vector, Q = m / |m|",
+        ("upper_beta1", "upper_limit"),
+    ),
 }
 """Every `upper_optimiser`: its step in a line, and the options that it reads beside upper_step."""
 SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -37,17 +44,22 @@ SCHEDULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "halving": ("alpha 2^(-t/k) after t steps, k = upper_period", ("upper_period",)),
     "cosine": ("alpha (1 + cos(pi min(t/k, 1)))/2 after t steps, k = upper_period", ("upper_period",)),
     "inverse_sqrt": ("alpha (1 + t/k)^(-1/2) after t steps, k = upper_period", ("upper_period",)),
+    "inverse": ("alpha / (1 + t/k) after t steps, k = upper_period", ("upper_period",)),
 }
 """Every `upper_schedule`, likewise."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """first, second: m and s, None before the first step; steps: how many were made."""
+    """first, second: m and s, None before the first step; steps: how many were made.
+
+    lengths: of the spectral step, the spectral norms of the matrices of x before the first one.
+    """
 
     first: Tensor | None = None
     second: Tensor | None = None
     steps: int = 0
+    lengths: tuple[float, ...] | None = None
 
 
 def plain(o: UpperOptions) -> bool:
@@ -56,29 +68,43 @@ def plain(o: UpperOptions) -> bool:
 
 
 def scheduled(o: UpperOptions, t: int) -> float:
-    """The factor of alpha after t steps: 1, 2^(-t/k), (1 + cos(pi min(t/k, 1)))/2, or (1 + t/k)^(-1/2), k the period.
+    """The factor of alpha after t steps: 1, 2^(-t/k), (1 + cos(pi min(t/k, 1)))/2, (1 + t/k)^(-1/2) or (1 + t/k)^-1.
+
+    k is the period.
 
     >>> from server.kit.options import UpperOptions
     >>> halving = UpperOptions(upper_schedule="halving", upper_period=10)
     >>> [scheduled(halving, t) for t in (0, 10, 20)]
     [1.0, 0.5, 0.25]
     """
-    k = o.upper_period or 1
+    k = o.upper_period or (100 if o.upper_schedule == "inverse" else 1)
     if o.upper_schedule == "halving":
         return float(2.0 ** (-t / k))
     if o.upper_schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * min(t / k, 1.0)))
+    if o.upper_schedule == "inverse":
+        return 1.0 / (1.0 + t / k)
     return (1.0 + t / k) ** -0.5 if o.upper_schedule == "inverse_sqrt" else 1.0
 
 
-def moved(x: Tensor, h: Tensor, moments: Moments, o: UpperOptions) -> tuple[Tensor, Moments]:
+def moved(
+    x: Tensor, h: Tensor, moments: Moments, o: UpperOptions, layout: Sequence[Block] | None = None
+) -> tuple[Tensor, Moments]:
     """One step from x along h [dx each]: the next x, and the moments after it.
 
-    b1, b2 = upper_beta1, upper_beta2; eps = upper_epsilon; alpha = upper_step, by the schedule.
+    b1, b2 = upper_beta1, upper_beta2; eps = upper_epsilon; alpha = upper_step, by the schedule; rho = upper_limit.
+    layout: the matrices of x, for the spectral step; default: x is one vector.
     """
-    alpha = o.upper_step * scheduled(o, moments.steps)
+    share = scheduled(o, moments.steps)
+    alpha = o.upper_step * share
     direction, after = _direction(h, moments, o)
-    x_next = x - alpha * direction
+    if o.upper_optimiser == "spectral":  # W_j -= min(alpha n_j, rho |W_j(x0)|_2) Q_j; a schedule scales both
+        layout = layout or [Block(0, len(x), 1)]
+        held = moments.lengths or lengths(x, layout)
+        after = replace(after, lengths=held)
+        x_next = stepped(x, direction, layout, [o.upper_limit * each for each in held], o.upper_step, share)
+    else:
+        x_next = x - alpha * direction
     if o.upper_weight_decay > 0.0:  # decoupled: Loshchilov & Hutter, ICLR 2019
         x_next = x_next - alpha * o.upper_weight_decay * x
     return x_next, after
@@ -94,6 +120,8 @@ def _direction(h: Tensor, moments: Moments, o: UpperOptions) -> tuple[Tensor, Mo
         m = b1 * m + h
         return m, Moments(m, None, t)
     m = b1 * m + _rest(b1) * h
+    if o.upper_optimiser == "spectral":
+        return m / (1 - b1**t), Moments(m, None, t)
     if o.upper_optimiser == "adam":  # s = b2 s + (1-b2) h^2 (Kingma & Ba, ICLR 2015)
         s = b2 * s + _rest(b2) * h * h
     elif o.upper_optimiser == "yogi":  # s = s - (1-b2) sign(s - h^2) h^2 (Reddi et al., ICLR 2021)

@@ -54,6 +54,10 @@ class Options(Strict):
     def hold(self) -> None:
         """Raises BadInput, naming an option below `options`, for values that do not go together."""
 
+    def remarks(self, *, sampled: bool, minibatches: bool) -> list[str]:
+        """What a person should know who runs it with sampled clients, or with minibatches."""
+        return []
+
     def hold_local(self) -> None:
         """Raises BadInput for a value that cannot be used where the lower level is local."""
 
@@ -70,20 +74,25 @@ class UpperOptions(Options):
 
     upper_step: UpperStep = 0.1
     upper_optimiser: Annotated[
-        Literal["sgd", "momentum", "adam", "adamomentum", "yogi"],
+        Literal["sgd", "momentum", "adam", "adamomentum", "yogi", "spectral"],
         Field(description="how the server steps along the direction of x"),
     ] = "sgd"
     upper_beta1: Annotated[Decay, Field(description="b1: decay of the first moment of upper_optimiser")] = 0.9
     upper_beta2: Annotated[Decay, Field(description="b2: decay of the second moment of upper_optimiser")] = 0.999
     upper_epsilon: Annotated[Positive, Field(description="eps of upper_optimiser")] = 1e-8
+    upper_limit: Annotated[
+        Positive, Field(description="rho: longest spectral step of a matrix of x, in its spectral norm at the start")
+    ] = 0.2
     upper_schedule: Annotated[
-        Literal["constant", "halving", "cosine", "inverse_sqrt"],
+        Literal["constant", "halving", "cosine", "inverse_sqrt", "inverse"],
         Field(
-            description="alpha after t steps, k = upper_period: halved every k, (1 + cos(pi t/k))/2, (1 + t/k)^(-1/2)"
+            description="alpha after t steps, k = upper_period: halved every k, (1 + cos(pi t/k))/2, (1 + t/k)^(-1/2), "
+            "1 / (1 + t/k)"
         ),
     ] = "constant"
     upper_period: Annotated[
-        Count | None, Field(description="k of upper_schedule, in outer iterations; inverse_sqrt: 1 by default")
+        Count | None,
+        Field(description="k of upper_schedule, in outer iterations; default: of inverse_sqrt 1, of inverse 100"),
     ] = None
     upper_weight_decay: Annotated[Step, Field(description="a step of x also takes alpha times this share off x")] = 0.0
 
@@ -94,7 +103,7 @@ class UpperOptions(Options):
             allowed = f'an integer of at least 1 with upper_schedule = "{self.upper_schedule}"'
             raise BadInput("options.upper_period", NOTHING, allowed)
         if self.upper_schedule == "constant" and self.upper_period is not None:
-            allowed = "a period with an upper_schedule that is not constant: halving, cosine or inverse_sqrt"
+            allowed = "a period with an upper_schedule that is not constant: halving, cosine, inverse_sqrt or inverse"
             raise BadInput("options.upper_period", self.upper_period, allowed)
 
 

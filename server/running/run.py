@@ -93,6 +93,12 @@ class Run:
         chosen = self.table.batch if self.table.gradient_batch is None else self.table.gradient_batch
         return None if chosen == "full" else chosen
 
+    def remarks(self, problem: Problem, options: Options) -> list[str]:
+        """What the options say of running with these clients and batches."""
+        asked, m = self.table.clients_per_round, len(problem.clients)
+        sampled = (asked is not None and asked < m) or self.systems.availability < 1.0
+        return options.remarks(sampled=sampled, minibatches=(self.batch, self.gradient_batch) != (None, None))
+
     def check(self, problem: Problem, options: Options) -> None:
         """Raises BadInput for what only the problem can tell: too few clients for a sample, local steps for others,
         options that a local lower level cannot use.
@@ -180,6 +186,7 @@ def run_one(
         systems=run.systems,
         batch=run.batch,
         gradient_batch=run.gradient_batch,
+        x_shapes=getattr(problem, "x_shapes", ()),
     )
     rows: list[Row] = []
     entries: list[TraceEntry] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -154,6 +155,8 @@ def simulate(
         setting.check(ready, taken)
     except BadInput as error:
         raise BadInput(error.key.removeprefix("run."), error.value, error.allowed) from error
+    for remark in setting.remarks(ready, taken):
+        warnings.warn(f"{algorithm}: {remark}", stacklevel=2)
     start = None
     if x0 is not None or y0 is not None:
         first = initial(ready, setting.seed)

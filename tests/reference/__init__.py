@@ -34,6 +34,7 @@ def run(
     *,
     sets: Sequence[Sequence[int]] | None = None,
     unbiased: bool = False,
+    seed: int = 0,
 ) -> list[Entry]:
     """Run an algorithm with the library's option names.
 
@@ -46,8 +47,8 @@ def run(
     o.setdefault("neumann_step", o.get("lower_step"))
     for key in {"local_steps", "upper_local_steps"} & o.keys():
         o[key] = [o[key]] * m if isinstance(o[key], int) else list(o[key])
-    memory, entries, server = Memory(), [], Server(o)
-    plain = not {"upper_optimiser", "upper_schedule", "upper_weight_decay"} & set(options)
+    memory, entries, server = Memory(seed=seed), [], Server(o)
+    plain = not {"upper_optimiser", "upper_schedule", "upper_weight_decay"} & set(o)
     for k in range(iterations):
         memory.k = k
         fed = Round(clients, range(m) if sets is None else sets[k], unbiased)

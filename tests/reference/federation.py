@@ -21,12 +21,14 @@ class Entry(NamedTuple):
 
 @dataclass
 class Memory:
-    """What an algorithm keeps besides x and y; own: what each client does."""
+    """What an algorithm keeps besides x and y; own: what each client does; more: whatever else it needs."""
 
     k: int = 0
+    seed: int = 0
     v: Vector | None = None
     z: Vector | None = None
     own: dict[int, Vector] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 class Round:

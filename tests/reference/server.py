@@ -17,6 +17,7 @@ class Server:
         self.o, self.t = o, 0
         self.m: Any = 0.0
         self.s: Any = 0.0
+        self.longest = 0.0
 
     def step(self, x: Vector, h: Vector) -> Vector:
         o, t = self.o, self.t
@@ -28,8 +29,17 @@ class Server:
             "halving": 0.5 ** (t / period),
             "cosine": (1 + math.cos(math.pi * min(1, t / period))) / 2,
             "inverse_sqrt": 1 / math.sqrt(1 + t / period),
+            "inverse": 1 / (1 + t / o.get("upper_period", 100)),
         }[o.get("upper_schedule", "constant")]
         alpha = factor * o["upper_step"]
+        if kind == "spectral":  # x of these problems is one vector
+            if t == 0:
+                self.longest = o.get("upper_limit", 0.2) * (float(np.linalg.norm(x)) or 1.0)
+            self.m = b1 * self.m + (1 - b1) * h
+            m = self.m / (1 - b1**n)
+            size = float(np.linalg.norm(m))
+            length = factor * min(o["upper_step"] * size, self.longest)
+            return x - length * m / size - alpha * o.get("upper_weight_decay", 0.0) * x
         moved = np.empty_like(x)
         first, second = np.broadcast_to(self.m, x.shape), np.broadcast_to(self.s, x.shape)
         ms, ss = [], []

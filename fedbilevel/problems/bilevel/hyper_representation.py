@@ -67,6 +67,7 @@ class HyperRepresentation(SoftmaxHead):
             blocks=blocks,
         )
         self.l2, self.classes, self.width = l2, data.classes, self.network.width
+        self.x_shapes = self.network.parts_of_body
         self.clients = data.clients.to(dtype)
         self.test_input = torch.as_tensor(data.x_test, dtype=dtype).flatten(1)
         self.test_label = torch.as_tensor(data.y_test)

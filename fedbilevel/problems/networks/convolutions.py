@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from fedbilevel.problem import Part
 from fedbilevel.problems.networks.layers import Layered
 
 
@@ -46,6 +47,16 @@ class Convolutions(Layered):
             body += [(filters,)] * (2 if normalise else 1)
         super().__init__(body, filters, outputs)
         self.normalise, self.shape, self.native = normalise, shape, native
+
+    @property
+    def parts_of_body(self) -> list[Part]:
+        """The blocks' kernels [9 inputs, filters], and each one's scale and shift, or its bias."""
+        kinds = ("weight", "scale", "shift") if self.normalise else ("weight", "bias")
+        named = (divmod(k, len(kinds)) for k in range(len(self.shapes) - 2))
+        return [
+            Part(f"{block}.{kinds[kind]}", shape, outputs_last=kind == 0)
+            for (block, kind), shape in zip(named, self.shapes[:-2], strict=True)
+        ]
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Weights normal of variance 2 / fan in (1 / fan in in the head), scales one, shifts and biases zero."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.func import vjp
 from torch.nn.functional import linear
 
+from fedbilevel.problem import Part
+
 Activation = Literal["relu", "tanh"]
 
 
@@ -41,6 +43,11 @@ class Network(ABC):
     def initial(self, generator: torch.Generator) -> Tensor:
         """A random start [size], float64."""
 
+    @property
+    def parts_of_body(self) -> list[Part]:
+        """The first [body] parameters, part by part."""
+        return [Part("", (self.body,))]
+
     together: int = 2_000
     """Examples whose intermediate results are held at one time, where there is a choice."""
 
@@ -62,6 +69,12 @@ class Layered(Network):
         self.width, self.outputs = width, outputs
         self._sizes = [math.prod(shape) for shape in self.shapes]
         self.size, self.body = sum(self._sizes), sum(self._sizes[:-2])
+
+    @property
+    def parts_of_body(self) -> list[Part]:
+        """Weights `k.weight` [outputs, inputs] and biases `k.bias` [outputs] of the body's layers."""
+        named = enumerate(self.shapes[:-2])
+        return [Part(f"{k // 2}.{'weight' if len(shape) > 1 else 'bias'}", shape) for k, shape in named]
 
     def _cut(self, y: Tensor, layers: int) -> list[Tensor]:
         shapes, sizes = self.shapes[:layers], self._sizes[:layers]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedbilevel.errors import BadInput, unknown, users_code
+from fedbilevel.problem import Part
 from fedbilevel.problems.networks.layers import Network
 from fedbilevel.problems.networks.refusals import Refuse, hold, probe, seeded
 from fedbilevel.user_files import UserFile, file_at, module_of, public_callables, run
@@ -78,6 +79,11 @@ class UsersNetwork(Network):
         file, attribute, shape, outputs = self._from
         found = getattr(run(file), attribute)
         return _make(found, shape, outputs, lambda allowed: BadInput("network", attribute, allowed))
+
+    @property
+    def parts_of_body(self) -> list[Part]:
+        """The module's parameters, as it names them."""
+        return [Part(name, shape) for name, shape in self._shapes.items()]
 
     def _images(self, inputs: Tensor) -> Tensor:
         """Inputs [n, ...] in the shape that torch.nn expects."""

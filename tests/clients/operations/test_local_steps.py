@@ -74,6 +74,10 @@ def walked(name: str, steps: list[OneClient], v: Any, o: Any) -> list[Tensor]:
             else:
                 sums = [total + each for total, each in zip(sums, d, strict=True)]
                 x, y, u = (p - e * each for p, e, each in zip((x, y, u), eta, d, strict=True))
+        elif name == "lower_level_steps":
+            _, dy, dv = three(at, x, y, u)
+            sums = [sums[0], sums[1] + dy, sums[2] + dv]
+            y, u = y - beta * dy, u - beta * dv
         elif name == "svrg_steps":
             y = y - beta * (at.gy(x, y) - at.gy(x, v["y"]) + v["gradient"])
         elif name == "sgd_steps":
@@ -109,7 +113,7 @@ def walked(name: str, steps: list[OneClient], v: Any, o: Any) -> list[Tensor]:
             x, y, z = x - alpha * dx, y - beta * dy, z - o["auxiliary_step"] * dz
     up = {"svrg_steps": [y], "sgd_steps": [y], "joint_steps": [x, y], "penalty_steps": [t / len(steps) for t in sums]}
     up |= {key: [x, y] for key in MINIMAX}
-    up |= {"single_loop_steps": sums, "simultaneous_steps": [x, y, u]}
+    up |= {"lower_level_steps": sums[1:], "single_loop_steps": sums, "simultaneous_steps": [x, y, u]}
     if m is not None:
         return [x, y, u, *m]
     return up.get(name, [x])
@@ -141,6 +145,7 @@ WALKS: dict[str, tuple[derivatives.Level, ...]] = {
     "joint_steps": ("lower", "upper"),
     "penalty_steps": ("lower", "upper"),
     **dict.fromkeys(SINGLE_LOOP, ("lower", "upper")),
+    "lower_level_steps": ("lower", "upper"),
     **dict.fromkeys(MINIMAX, ("upper",)),
 }
 

@@ -62,6 +62,10 @@ BY_HAND: list[tuple[str, dict[str, Any], int, int]] = [
     ("penalty_steps", {"local_steps": 1}, 4, 2),  # gx and gy, at y and at z; fx, fy
     ("penalty_steps", {"local_steps": 3}, 3 * 4, 3 * 2),
     ("single_loop_directions", {}, 5, 2),  # gy, H v, J v; fx, fy
+    ("probed_directions", {}, 7, 2),  # and H d
+    ("hessian_product", {}, 2, 0),
+    ("lower_level_steps", {"local_steps": 1}, 3, 1),  # gy, H v; fy
+    ("lower_level_steps", {"local_steps": 3}, 3 * 3, 3),
     ("single_loop_steps", {"local_steps": 1}, 5, 2),
     ("single_loop_steps", {"local_steps": 3}, 3 * 5, 3 * 2),
     ("simultaneous_steps", {"local_steps": 3}, 3 * 5, 3 * 2),

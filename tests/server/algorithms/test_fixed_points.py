@@ -23,9 +23,8 @@ POOLED = {name: row.pooled for name, row in SHARED.items() if row.pooled is not 
 def test_clients_with_one_local_step_equal_the_pooled_problem(name: str) -> None:
     kind: Any = MinimaxQuadratic if find(name).lower == "minimax" else Quadratic
     problem = kind(clients=5, dim_x=3, dim_y=4, examples=(2, 6), seed=7)
-    many, one = (
-        traced(each, name, 6, upper_step=0.1, lower_step=0.5, **POOLED[name]) for each in (problem, pooled(problem))
-    )
+    options = {"upper_step": 0.1, "lower_step": 0.5, **POOLED[name]}
+    many, one = (traced(each, name, 6, **options) for each in (problem, pooled(problem)))
     assert many.trace is not None
     assert one.trace is not None
     for k in range(6):

@@ -57,7 +57,9 @@ def held(name: str, options: Options, told: Options | None = None, *, seed: int 
     told = told or options
     if name == "fedmbo" and size is not None:
         options = {**options, "resampled": resampled(problem, iterations, seed, size)}
-    expected = reference.run(name, problem, x.numpy(), y.numpy(), iterations, options, sets=sets, unbiased=unbiased)
+    expected = reference.run(
+        name, problem, x.numpy(), y.numpy(), iterations, options, sets=sets, unbiased=unbiased, seed=seed
+    )
     agree(traced(problem, name, iterations, seed=seed, **told, **sampling), expected)
 
 
@@ -112,6 +114,7 @@ def test_weights_of_the_clients(weights: str) -> None:
 # ---- sampled clients ----
 
 
+@pytest.mark.filterwarnings("ignore:aggitd-aq. mixing takes the noise")
 @pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
 @pytest.mark.parametrize("name", sorted(SHARED))
 def test_partial_participation(name: str, weighting: str) -> None:

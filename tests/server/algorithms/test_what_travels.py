@@ -17,6 +17,7 @@ def length(names: str) -> int:
     return sum(DIMENSION.get(name, DY) for name in names.split())
 
 
+@pytest.mark.filterwarnings("ignore:aggitd-aq. mixing takes the noise")
 @pytest.mark.parametrize(("name", "options", "transcript"), TRANSCRIPTS)
 @pytest.mark.parametrize("asked", [None, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -20,7 +20,7 @@ from tests.algorithm_table.row import STEPS
 from tests.problem_table import problem_for, quadratic
 from tests.runs import start, traced
 
-OPTIMISERS = ("momentum", "adam", "adamomentum", "yogi")
+OPTIMISERS = ("momentum", "adam", "adamomentum", "yogi", "spectral")
 H = [2.0, -1.0, 3.0]
 """Directions of three steps in one dimension."""
 
@@ -189,7 +189,7 @@ def test_an_optimiser_reads_the_options_that_its_row_names_and_no_others(name):
             x, moments = moved(x, direction, moments, UpperOptions(upper_optimiser=name, **options))
         return x
 
-    others = {"upper_beta1": 0.5, "upper_beta2": 0.5, "upper_epsilon": 0.1}
+    others = {"upper_beta1": 0.5, "upper_beta2": 0.5, "upper_epsilon": 0.1, "upper_limit": 0.05}
     read = {key for key, value in others.items() if not torch.equal(after_three(), after_three(**{key: value}))}
     assert read == set(optimisers.OPTIMISERS[name][1])
 

@@ -1,0 +1,1 @@
+"""Our own methods: steps that the server finds from what travels anyway."""

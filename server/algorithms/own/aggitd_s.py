@@ -1,0 +1,100 @@
+"""AggITD-S: one round per iteration, a travelling probe that sets the lower steps, and a spectral step on x."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from clients.operations.oracles import hessian_product, hypergradient
+from clients.operations.single_loop import lower_level_steps, probed_directions
+from fedbilevel import randomness
+from fedbilevel.federation.rounds import Federation
+from server.kit import options
+from server.kit.algorithm import Algorithm, State, algorithm
+from server.kit.options import Step
+
+_DECAY = 0.98
+"""How fast an estimate of L that was too large is forgotten."""
+_FIRST = 3
+"""The first iteration in which y and v move: until then |Hd| is far below L."""
+
+
+class Options(options.UpperOptions):
+    """Options of `aggitd-s`, none of which has to be set: alpha = 10, rho = 0.2 and b1 = 0.9 are those of x."""
+
+    upper_step: options.UpperStep = 10.0
+    upper_optimiser: Annotated[
+        Literal["spectral", "sgd", "momentum", "adam", "adamomentum", "yogi"],
+        Field(description="how the server steps along the direction of x"),
+    ] = "spectral"
+    lower_step: Annotated[Step | None, Field(description="beta, of y and v; default: 1 / L by the probe")] = None
+    local_steps: options.LocalSteps = 1
+
+
+@dataclass(frozen=True)
+class AggITDSState(State):
+    """v: the estimate of H^-1 fy; probe: d, a unit vector [dy], None at first; k: how many iterations are done;
+    curvature: L, the estimate of H's largest eigenvalue.
+    """
+
+    v: Tensor | None = None
+    probe: Tensor | None = None
+    curvature: float = 0.0
+    k: int = 0
+
+
+def _beta(o: Options, L: float, k: int) -> float:
+    """The step of y and v in iteration k, from 1 on."""
+    if o.lower_step is not None:
+        return o.lower_step
+    return 1.0 / L if k >= _FIRST and L > 0.0 else 0.0
+
+
+def unit(fed: Federation, like: Tensor) -> Tensor:
+    """A random unit vector of the dimension of y, the same for every way in which a run is carried."""
+    drawn = randomness.generator(fed.seed, randomness.SERVER, 0, "probe").standard_normal(len(like))
+    d = like.new_tensor(drawn)
+    return torch.as_tensor(d / d.norm())
+
+
+@algorithm(
+    "aggitd-s",
+    source="ours; the step on x after Muon (Jordan et al., 2024) and FedMuon (ICLR 2026)",
+    options=Options,
+    reading="the message pattern is SimFBO's with one more vector each way; probe and step are ours",
+)
+def aggitd_s(o: Options) -> Algorithm[AggITDSState]:
+    """Single loop with steps of its own: 1/L on y and v by a travelling probe, x by polar factors; 1 round."""
+
+    def init(x: Tensor, y: Tensor) -> AggITDSState:
+        return AggITDSState(x, y, v=0 * y)
+
+    def step(state: AggITDSState, fed: Federation) -> AggITDSState:
+        x, y, v = state.x, state.y, state.v
+        d = unit(fed, y) if state.probe is None else state.probe
+        if o.local_steps == 1:  # agg of h_i = fx_i - J_i v, gy_i, H_i v - fy_i and H_i d, all at (x, y, v)
+            h, qy, qv, Hd = fed.mean(probed_directions, x=x, y=y, v=v, d=d)
+        else:  # gy_i and H_i v - fy_i are summed along tau_i local steps of y and v, with the beta of the round before
+            walk = {"lower_step": _beta(o, state.curvature, state.k), "local_steps": o.local_steps}
+            h, Hd, (qy, qv) = fed.mean(hypergradient, hessian_product, lower_level_steps, x=x, y=y, v=v, d=d, **walk)
+        # L = max(|Hd|, 0.98 L);  d = Hd / |Hd|: power iteration, one step a round
+        size, k = float(Hd.norm()), state.k + 1
+        L = max(size, _DECAY * state.curvature)
+        # beta = 0 if k < 3 else 1/L
+        beta = _beta(o, L, k)
+        return replace(
+            state,
+            x=x - o.upper_step * h,
+            y=y - beta * qy,
+            v=v - beta * qv,
+            hypergradient=h,
+            probe=Hd / size if size > 0.0 else d,
+            curvature=L,
+            k=k,
+        )
+
+    return Algorithm(init, step, lambda index: 1)
