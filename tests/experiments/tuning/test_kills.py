@@ -18,11 +18,11 @@ from tests.flower import processes_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-TRIALS, ALGORITHMS = 8, 3
+TRIALS, ALGORITHMS = 7, 3
 STUDIES = f"""
 [run]
 seeds = [0]
-iterations = 150
+iterations = 60
 evaluate_every = 10
 dtype = "float64"
 solution_every = 0
