@@ -153,6 +153,9 @@ def resume(
 
         if engine not in (None, "local"):
             raise BadInput("--engine", engine, "local, on which trials run")
+        for option, given in (("--tensorboard", tensorboard), ("--wandb", wandb), ("--mlflow", mlflow)):
+            if given:
+                raise BadInput(option, str(folder), "a run directory, not the folder of a tuning")
         return resume_tune(folder, stdout(), jobs=jobs, ray_address=ray_address, trust=trust)
     from experiments.runs.complete import execute
     from experiments.runs.launch import carried

@@ -212,10 +212,11 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, more, said):
     assert said in refused(capsys, "tune", file, *more)
 
 
-def test_an_engine_other_than_that_of_trials_is_refused(tmp_path, monkeypatch, capsys):
+def test_what_only_runs_take_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["tune", config(DESCENT), "--out", "a", "--trials", "1"]) == 0
     assert "--engine: got 'ray'" in refused(capsys, "resume", "a", "--engine", "ray")
+    assert "--mlflow: got 'a'" in refused(capsys, "resume", "a", "--mlflow")
 
 
 @pytest.mark.slow
