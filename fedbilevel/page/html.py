@@ -101,7 +101,7 @@ def curves(data: Mapping[str, Any]) -> str:
 <span id="nothing" role="status" hidden>Nothing to show on these axes.</span></figcaption></figure>
 <details><summary>The numbers at the ends of the curves</summary>
 <div class="table" role="region" tabindex="0" aria-labelledby="numbers-title"><table>
-<caption id="numbers-title">Where each curve ends</caption>
+<caption><span id="numbers-title">Where each curve ends</span></caption>
 <thead><tr><th scope="col">method</th><th scope="col">seeds</th><th scope="col">x</th><th scope="col">y</th>
 <th scope="col">low–high</th></tr></thead><tbody id="numbers"></tbody></table></div></details>
 <noscript><p class="note">The curves need JavaScript; the tables below do not.</p></noscript>
@@ -149,7 +149,7 @@ def table(sheet: Sheet, methods: Sequence[str] = (), kind: str = "") -> str:
     note = f'<p class="note">{escape(sheet.note)}</p>' if sheet.note else ""
     return (
         f'<div class="table" role="region" tabindex="0" aria-label="{escape(sheet.title)}"><table class="{kind}">'
-        f"<caption>{escape(sheet.title)}</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+        f"<caption><span>{escape(sheet.title)}</span></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
     )
 
 

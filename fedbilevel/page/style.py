@@ -41,6 +41,7 @@ figure { margin: 0; }
 table { border-collapse: collapse; min-width: min(100%, 640px); font-size: 0.93rem;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0 0 6px; }
+caption span { display: inline-block; position: sticky; left: 0; max-width: min(100%, calc(100vw - 32px)); }
 th, td { padding: 5px 14px 5px 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { color: var(--quiet); font-weight: 500; border-bottom-color: #c4c8cd; vertical-align: bottom; }
 th:first-child { text-align: left; font-weight: 500; }
