@@ -51,12 +51,14 @@ class RunTable(Strict):
         None, description="uplink and downlink of a run, which ends with the iteration that reaches them"
     )
     max_simulated_seconds: Positive | None = Field(None, description="ends a run in the same way")
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64"] = Field("float32", description="of x, y and all that is computed")
     device: Device = Field("auto", description="where clients compute; auto: a CUDA card where there is one")
     batch: Batch = Field("full", description="minibatch size of local steps")
     gradient_batch: Batch | None = Field(None, description="minibatch size of all other derivatives; default: batch")
     clients_per_round: int | None = Field(None, ge=1, le=MOST, description="|S|; default: all clients")
-    weighting: Literal["normalised", "unbiased"] = "normalised"
+    weighting: Literal["normalised", "unbiased"] = Field(
+        "normalised", description="of a sampled set S: p_i / sum_S p_j, or (m/|S|) p_i"
+    )
     solution_every: int | None = Field(
         None,
         ge=0,
@@ -88,7 +90,7 @@ class ProblemTable(Strict):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    name: str
+    name: str = Field(description="a name of `fedbilevel list`, or path/to/file.py:factory")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class DataTable(Strict):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    name: str = "digits"
+    name: str = Field("digits", description="a name of `fedbilevel list`, or the stem of an npz file")
     clients: int = Field(20, ge=1, le=MOST, description="m: they share the training examples")
     partition: str = Field("dirichlet", description="how: a name of `fedbilevel list`")
     validation: float = Field(0.5, gt=0, lt=1, description="share of a client's examples on the upper level")
@@ -142,14 +144,17 @@ class EngineTable(Strict):
 class Config(Strict):
     """A whole config: every algorithm of `[algorithms]` runs once for every seed."""
 
-    title: str = "fedbilevel"
+    title: str = Field("fedbilevel", description="stands above tables and figures")
     run: RunTable
     problem: ProblemTable
     data: DataTable | None = None
     systems: Systems = Systems()
     engine: EngineTable = EngineTable()
     options: dict[str, Any] = Field(default_factory=dict, description="for every algorithm that takes them")
-    algorithms: dict[str, dict[str, Any]] = Field(min_length=1)
+    algorithms: dict[str, dict[str, Any]] = Field(
+        min_length=1,
+        description="a table per curve: options of its own, and `algorithm` where it has another name",
+    )
     tune: TuneTable | None = None
 
     @field_validator("title")

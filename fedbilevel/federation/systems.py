@@ -68,10 +68,10 @@ class Network(Strict):
     bandwidths, and the examples it differentiates over its speed.
     """
 
-    downlink_mbps: Positive = 50.0
-    uplink_mbps: Positive = 10.0
-    latency_ms: float = Field(50.0, ge=0, allow_inf_nan=False)
-    examples_per_second: Positive = 20_000.0
+    downlink_mbps: Positive = Field(50.0, description="10^6 bits a second to a client, the median")
+    uplink_mbps: Positive = Field(10.0, description="and from it")
+    latency_ms: float = Field(50.0, ge=0, allow_inf_nan=False, description="of a message, twice in a round")
+    examples_per_second: Positive = Field(20_000.0, description="gradients of single examples, the median")
     spread: float = Field(0.0, ge=0, le=5, allow_inf_nan=False, description="standard deviation of the logarithm")
 
 

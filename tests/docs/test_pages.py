@@ -20,6 +20,7 @@ SLOW = {
     "docs/guide/run_directories.md",
     "docs/results.md",
     "docs/tutorials/few_shot.md",
+    "docs/tutorials/first_comparison.md",
     "docs/tutorials/flower.md",
     "docs/tutorials/own_method.md",
     "docs/tutorials/own_problem.md",

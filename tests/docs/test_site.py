@@ -70,6 +70,9 @@ def test_nothing_is_fetched(site: Path) -> None:
 def test_equations_are_drawn_by_the_browser(site: Path) -> None:
     pages = {page.name: page.read_text() for page in site.rglob("*.html")}
     assert not [name for name, text in pages.items() if "arithmatex" in text]
+    assert pages["two_loops.html"].count("<math") > 40
+    for name, text in pages.items():  # a command that was not understood stays as it is
+        assert not re.search(r"<m[iot]\b[^>]*>\\", text), name
 
 
 def test_the_reference_has_every_key_algorithm_and_command(site: Path) -> None:

@@ -69,7 +69,7 @@ def file(tmp_path, text=QUADRATIC):
         ("run.batch", "ful", "run.batch: got 'ful'; allowed: \"full\" or an integer of at least 1 (minibatch size"),
         ("run.dtype", "half", 'run.dtype: got \'half\'; allowed: "float32" or "float64"'),
         ("run.targets", [math.nan], "run.targets[0]: got nan; allowed: a number above 0 and at most 1"),
-        ("problem.name", ..., "problem.name: got nothing; allowed: a string (required)"),
+        ("problem.name", ..., "problem.name: got nothing; allowed: a string (a name of `fedbilevel list`"),
         ("systems.network.sped", 1, "systems.network.sped: got 1; allowed: in [systems.network] only downlink_mbps,"),
         ("systems.network.uplink_mbps", math.inf, "got inf; allowed: a finite number above 0"),
         ("systems.availability", 0, "systems.availability: got 0; allowed: a number above 0 and at most 1 (chance"),
