@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,5 +43,6 @@ def _steps(folder: Path) -> list[int]:
     """The steps of which a folder's event files hold anything."""
     if not folder.is_dir():
         return []
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every row that was taken back
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
     return sorted({event.step for tag in events.Tags()[SCALARS] for event in events.Scalars(tag)})

@@ -60,6 +60,8 @@ def wandb(out):
                         name = message.run.display_name
                     if message.HasField("history"):
                         rows.append(message.history)
+        if not rows:  # a kill takes what wandb's own process had not written
+            continue
         run = found.setdefault(name, {})
         for row in rows:
             for item in row.item:

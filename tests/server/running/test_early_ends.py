@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import clients.app
 import server.running.experiment
 from fedbilevel import BadInput, simulate
-from fedbilevel.config.tables import check, write
+from fedbilevel.config.tables import EngineTable, check, write
 from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.results.targets import Target
 from server.grids.local import LocalGrid
-from server.running.experiment import Experiment, Observer, engine, local
-from server.running.plan import Job
+from server.running.checkpoints import Checkpoint
+from server.running.experiment import Experiment, Observer, Record, engine, local
+from server.running.plan import Job, plan
+from server.running.run import run_one
 from tests.app_runs import assert_same_history, run_app, write_text
 from tests.histories import PARTIAL, assert_same, without_wall_seconds
 
@@ -183,6 +186,53 @@ def test_an_interrupted_run_goes_on_to_the_same_early_end(
     assert again.run() == []
     expected = RunDirectory(folder).read_history()
     assert without_wall_seconds(again.history()) == without_wall_seconds(expected)
+
+
+def test_a_record_knows_when_all_has_been_told(early: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    """After the checkpoint of the last row, not before: then a process that dies need not begin again."""
+    experiment = Experiment(check(early[0]), RunDirectory.create(tmp_path / "out"), local, Observer())
+    job = experiment.jobs[1]
+    setup, record, told = job.setup(), Record(experiment, job), []
+
+    def keep(checkpoint: Checkpoint) -> None:
+        told.append(record.over)
+        record.keep(checkpoint)
+        told.append(record.over)
+
+    run_one(job.run(), setup.problem(), local(setup, setup.problem()), observe=record.row, keep=keep)
+    assert told == [False] * (len(told) - 1) + [True]
+    assert len(told) > 2
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_when_all_is_told_does_not_begin_again(early: tuple[dict[str, Any], Path]) -> None:
+    import ray
+
+    from server.running.sweep import Pool, Running
+
+    job = plan(check(early[0]))[0]
+    for all_told, expected in ((True, ["ended"]), (False, ["rewound", "begun"])):
+        happened: list[str] = []
+
+        class Dead(Running):
+            @property
+            def all_told(self, told: bool = all_told) -> bool:
+                return told
+
+            def rewind(self, happened: list[str] = happened) -> None:
+                happened.append("rewound")
+
+            def ended(self, error: Exception | None, happened: list[str] = happened) -> None:
+                happened.append("ended" if error is None else "failed")
+
+        def died() -> Iterator[None]:
+            raise ray.exceptions.RayError
+            yield
+
+        pool = Pool(1, 1, EngineTable())
+        pool._begin = lambda task, running, happened=happened: happened.append("begun")  # type: ignore[method-assign]
+        pool._hear(None, died(), Dead(job))
+        assert happened == expected
 
 
 def test_it_ends_early_over_flower_nodes_too(early: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
