@@ -210,29 +210,31 @@ def test_a_process_that_dies_when_all_is_told_does_not_begin_again(early: tuple[
 
     from server.running.sweep import Pool, Running
 
-    job = plan(check(early[0]))[0]
-    for all_told, expected in ((True, ["ended"]), (False, ["rewound", "begun"])):
-        happened: list[str] = []
+    class Dead(Running):
+        told = True
 
-        class Dead(Running):
-            @property
-            def all_told(self, told: bool = all_told) -> bool:
-                return told
+        @property
+        def all_told(self) -> bool:
+            return self.told
 
-            def rewind(self, happened: list[str] = happened) -> None:
-                happened.append("rewound")
+        def rewind(self) -> None:
+            happened.append("rewound")
 
-            def ended(self, error: Exception | None, happened: list[str] = happened) -> None:
-                happened.append("ended" if error is None else "failed")
+        def ended(self, error: Exception | None) -> None:
+            happened.append("ended" if error is None else "failed")
 
-        def died() -> Iterator[None]:
-            raise ray.exceptions.RayError
-            yield
+    def died() -> Iterator[None]:
+        raise ray.exceptions.RayError
+        yield
 
-        pool = Pool(1, 1, EngineTable())
-        pool._begin = lambda task, running, happened=happened: happened.append("begun")  # type: ignore[method-assign]
-        pool._hear(None, died(), Dead(job))
-        assert happened == expected
+    happened: list[str] = []
+    pool, dead = Pool(1, 1, EngineTable()), Dead(plan(check(early[0]))[0])
+    pool._begin = lambda task, running: happened.append("begun")  # type: ignore[method-assign]
+    pool._hear(None, died(), dead)
+    assert happened == ["ended"]
+    dead.told = False
+    pool._hear(None, died(), dead)
+    assert happened == ["ended", "rewound", "begun"]
 
 
 def test_it_ends_early_over_flower_nodes_too(early: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
