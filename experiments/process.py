@@ -13,17 +13,33 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, get_type_hints
 
 import click
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand
+from typer.models import ArgumentInfo
 
 from experiments.completion.shell import VARIABLE, answer, completing, status
 from experiments.terminal import complain
 
 
 class Command(TyperCommand):
-    """A command whose plain help does not show the backslashes that typer puts there for rich."""
+    """A command whose help says what its arguments are, and does not show typer's backslashes for rich.
+
+    With click 8.5 the arguments of typer 0.20, the version that flwr caps, lose what was said of them.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        hints = get_type_hints(self.callback, include_extras=True)
+        for each in self.params:
+            if isinstance(each, TyperArgument) and each.help is None:
+                said = getattr(hints.get(str(each.name)), "__metadata__", ())
+                each.help = next((info.help for info in said if isinstance(info, ArgumentInfo)), None)
+
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Nothing: typer writes them with the options, click 8.5 would write them again."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help."""

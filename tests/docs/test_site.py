@@ -84,7 +84,7 @@ def test_the_reference_has_every_key_algorithm_and_command(site: Path) -> None:
         for entered in re.findall(r'^@algorithm\(\s*"([\w-]+)"', name.read_text(), flags=re.MULTILINE):
             assert f'<h2 id="{entered}">' in page, entered
     page = (site / "reference" / "command_line.html").read_text()
-    for option in ("--set TABLE.KEY=VALUE", "--then-run", "--trust"):
+    for option in ("--set TABLE.KEY=VALUE", "--then-run", "--trust", "The file to write."):
         assert option in page, option
 
 

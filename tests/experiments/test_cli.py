@@ -151,6 +151,12 @@ def test_check_is_handed_its_arguments_and_its_answer_is_the_status(monkeypatch)
     assert seen == [(None, []), (Path("x.toml"), ["a=1", "b=2"])]
 
 
+@pytest.mark.parametrize(("command", "said"), [("init", "The file to write."), ("run", "A config, or the name of")])
+def test_help_says_once_what_an_argument_is(capsys, command, said):
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.count(said) == 1
+
+
 def test_version_and_help_answer_at_once(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.split() == ["fedbilevel", "0.1.0"]
