@@ -59,7 +59,7 @@ class Course:
         stopping: bool = True,
     ) -> None:
         self._goal, self._best, self._others, self._stopping = goal, best, others or {}, stopping
-        self._first = jobs[0]
+        self._ending = jobs[0].config.run.ending  # and not the job, whose code a process may not have
         self._rows: list[list[Row]] = [[] for _ in jobs]
         self._ends: dict[int, bool] = {}
         self._start()
@@ -124,7 +124,7 @@ class Course:
         track = self._tracks[-1]
         track.take(row)
         self._over = track.reached
-        if self._over or not self._stopping or self._first.finished(row):
+        if self._over or not self._stopping or self._ending.over(dict(row)):
             return False
         return self._hopeless(track) or self._in_worse_half(row)
 
@@ -137,7 +137,7 @@ class Course:
     def _in_worse_half(self, row: Row) -> bool:
         for share in RUNGS if self.current == 0 else ():
             rung, latest = str(share), self._tracks[0].latest
-            if rung in self._rungs or self._first.share(row) < share:
+            if rung in self._rungs or self._ending.share(dict(row)) < share:
                 continue
             self._rungs[rung] = now = FAILED if latest is None else latest
             before = self._others.get(rung, ())

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from fedbilevel.config.tables import RunTable
 from fedbilevel.results.targets import Target
 from server.tuning.objective import FAILED, Goal
 from server.tuning.trial import Course
@@ -17,7 +18,8 @@ END = Goal(column="test_accuracy")
 
 
 def course(runs, goal, best, others):
-    return Course([types.SimpleNamespace(goal=LENGTH, unit="rounds")] * runs, goal, best, others)
+    job = types.SimpleNamespace(config=types.SimpleNamespace(run=RunTable(rounds=LENGTH)))
+    return Course([job] * runs, goal, best, others)
 
 
 def rows(goal, curve):

@@ -6,6 +6,7 @@ import types
 
 import pytest
 
+from fedbilevel.config.tables import RunTable
 from fedbilevel.results.targets import Target
 from server.running.experiment import Observer
 from server.tuning import trial as trials
@@ -31,8 +32,7 @@ def trial(monkeypatch, curves, goal=LOSS, best=FAILED, others=None, stopping=Tru
     monkeypatch.setattr(trials, "local", lambda setup, problem: None)
     jobs = [
         types.SimpleNamespace(
-            share=lambda row, curve=curve: row["round"] / (len(curve) - 1),
-            finished=lambda row, curve=curve: row["round"] >= len(curve) - 1,
+            config=types.SimpleNamespace(run=RunTable(rounds=len(curve) - 1)),
             setup=lambda: types.SimpleNamespace(problem=lambda: None),
             run=lambda seed=seed: seed,
         )
