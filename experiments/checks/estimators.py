@@ -240,6 +240,8 @@ class _Oracle:
                 continue
             carries = "momentum_decay" in entry.options.model_fields  # its first directions have to wear off
             options, steps = ({"momentum_decay": 0.5, "upper_step": 0.0}, 4 * N + 60) if carries else ({}, N + 1)
+            if "memory" in entry.options.model_fields:  # it mixes points, among which x has to stay where it is
+                options, steps = {"upper_step": 0.0}, 4 * N + 60
             with self._status(name):
                 h = self._settled(entry, steps, **options)
             yield Finding(name, str(steps - 1), "dense solve", relative(h, self.dense.h), TOLERANCE + 1.01 * truncation)
