@@ -182,7 +182,9 @@ def report(
     x: Annotated[
         str | None,
         typer.Option(
-            metavar="rounds|bytes|seconds|wall", help="What is spent; seconds: simulated.", autocompletion=values.axes
+            metavar="rounds|bytes|seconds|wall|gradients",
+            help="What is spent; seconds: simulated.",
+            autocompletion=values.axes,
         ),
     ] = None,
     y: Annotated[

@@ -21,6 +21,7 @@ class Ledger:
 
     Counted per client, as a real federation would send it, whatever the simulator moves: `messages` one per client and
     direction, `vectors` and `bytes` the payload of the vectors (numel x itemsize; scalars and framing are not counted).
+    `gradient_evaluations` are the gradients of single examples that all clients have computed, a product counted twice.
     """
 
     rounds: int = 0
@@ -30,12 +31,13 @@ class Ledger:
     downlink_bytes: int = 0
     uplink_bytes: int = 0
     simulated_seconds: float = 0.0
+    gradient_evaluations: int = 0
 
     def totals(self) -> dict[str, int | float]:
         """Every total by name."""
         return asdict(self)
 
-    def enter(self, down: Traffic, up: Traffic, seconds: float) -> None:
+    def enter(self, down: Traffic, up: Traffic, seconds: float, gradients: float) -> None:
         """Enter one round."""
         self.rounds += 1
         self.messages += len(down.bytes) + len(up.bytes)
@@ -44,6 +46,7 @@ class Ledger:
         self.downlink_bytes += down.total_bytes
         self.uplink_bytes += up.total_bytes
         self.simulated_seconds += seconds
+        self.gradient_evaluations += round(gradients)
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,18 @@ class Clock:
     batch: BatchSize = None
     gradient_batch: BatchSize = None
 
-    def seconds(
-        self,
-        clients: NDArray[np.int64],
-        operations: Sequence[Operation],
-        options: Mapping[str, Any],
-        down: Traffic,
-        up: Traffic,
-    ) -> float:
-        """How long these clients take for a round."""
+    def gradients(
+        self, clients: NDArray[np.int64], operations: Sequence[Operation], options: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
+        """How many examples each of these clients differentiates in a round, [S]."""
         examples = np.zeros(len(clients))
         for operation in operations:
             examples += self._examples(operation, options, clients)
-        return self.systems.seconds(self.seed, clients, down.bytes, up.bytes, examples)
+        return examples
+
+    def seconds(self, clients: NDArray[np.int64], gradients: NDArray[np.float64], down: Traffic, up: Traffic) -> float:
+        """How long these clients take for a round with so many examples to differentiate."""
+        return self.systems.seconds(self.seed, clients, down.bytes, up.bytes, gradients)
 
     def _examples(
         self, operation: Operation, options: Mapping[str, Any], clients: NDArray[np.int64]

@@ -119,8 +119,9 @@ class Federation:
         replies = self.exchange(request)
         means = self.aggregation(operations, request.tensors, request.options, self.sampled, replies)
         up = self.channel.up(operations, means, self.sampled)
-        seconds = self.clock.seconds(self.sampled, operations, request.options, down, up)
-        self.ledger.enter(down, up, seconds)
+        gradients = self.clock.gradients(self.sampled, operations, request.options)
+        seconds = self.clock.seconds(self.sampled, gradients, down, up)
+        self.ledger.enter(down, up, seconds, float(gradients.sum()))
         self.asked.append(self.sampled)
         results: list[Any] = []
         for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):

@@ -16,8 +16,8 @@ from fedbilevel.results.history import Row, number
 from fedbilevel.results.spread import QUARTILES_FROM
 from fedbilevel.results.summary import runs
 
-XAxis = Literal["rounds", "bytes", "seconds", "wall"]
-X_AXES: tuple[XAxis, ...] = ("rounds", "bytes", "seconds", "wall")
+XAxis = Literal["rounds", "bytes", "seconds", "wall", "gradients"]
+X_AXES: tuple[XAxis, ...] = ("rounds", "bytes", "seconds", "wall", "gradients")
 ERROR = "error"
 """The column that no history has: 1 - test_accuracy."""
 Vector = NDArray[np.float64]
@@ -25,7 +25,12 @@ Vector = NDArray[np.float64]
 Line = dict[float, float]
 """The points of one run, from left to right."""
 
-_SPENT = {"rounds": "round", "seconds": "simulated_seconds", "wall": "wall_seconds"}
+_SPENT = {
+    "rounds": "round",
+    "seconds": "simulated_seconds",
+    "wall": "wall_seconds",
+    "gradients": "gradient_evaluations",
+}
 LARGEST = 1e200
 """A run that diverged past this has no place on a figure: its squares and ratios would overflow."""
 

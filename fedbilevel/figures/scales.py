@@ -29,6 +29,11 @@ def unit(lines: Sequence[Curve], x_axis: XAxis) -> tuple[float, str]:
         units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
         size, name = next((unit for unit in units if most >= unit[0]), (1.0, "bytes"))
         return size, f"communication of the whole federation, uplink + downlink ({name})"
+    if x_axis == "gradients":
+        size, name = next(
+            (u for u in ((1e9, "10⁹"), (1e6, "10⁶"), (1e3, "10³")) if most >= 2 * u[0]), (1.0, "examples")
+        )
+        return size, f"gradients of single examples, all clients ({name})"
     size, name = next((u for u in ((3600.0, "hours"), (60.0, "minutes")) if most >= 2 * u[0]), (1.0, "seconds"))
     return size, f"{'simulated' if x_axis == 'seconds' else 'wall-clock'} time ({name})"
 

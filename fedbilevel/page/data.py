@@ -39,6 +39,7 @@ SPENT: Mapping[XAxis, str] = {
     "bytes": "bytes up + down",
     "seconds": "simulated seconds",
     "wall": "wall-clock seconds",
+    "gradients": "local gradient evaluations",
 }
 
 

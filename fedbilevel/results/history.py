@@ -30,13 +30,16 @@ COLUMNS: tuple[str, ...] = (
 SOLUTION_COLUMNS: tuple[str, ...] = ("value", "value_accuracy", "gradient_norm", "hypergradient_error")
 """What a row holds at the true lower solution y*(x): F(x), the test accuracy there, |grad F(x)|, and the relative error
 of the direction that moved x; columns only where a run looks for that solution."""
+WORK_COLUMNS: tuple[str, ...] = ("gradient_evaluations",)
+"""What clients have computed so far, all together: gradients of single examples, a second-order product counted twice;
+only in histories that count it."""
 METRIC_PREFIX = "metric_"
 
 Row = dict[str, object]
-"""One evaluation: a value for each of `COLUMNS`, of `SOLUTION_COLUMNS` where the lower level is solved, and for the
-problem's own `metric_*`; None where there is none."""
+"""One evaluation: a value for each of `COLUMNS`, of `SOLUTION_COLUMNS` where the lower level is solved, of
+`WORK_COLUMNS`, and for the problem's own `metric_*`; None where there is none."""
 
-_INTEGERS = frozenset({"seed", "iteration", "round", "uplink_bytes", "downlink_bytes"})
+_INTEGERS = frozenset({"seed", "iteration", "round", "uplink_bytes", "downlink_bytes", *WORK_COLUMNS})
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _REAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?inf|nan", re.IGNORECASE)
 
@@ -54,7 +57,8 @@ def number(row: Mapping[str, object], column: str) -> float | None:
 def write_history(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
     """Write the rows as csv, whole or not at all.
 
-    Columns are `COLUMNS`, `SOLUTION_COLUMNS` if any row has them, then every `metric_*` seen in any row, sorted. None
+    Columns are `COLUMNS`, `SOLUTION_COLUMNS` and `WORK_COLUMNS` if any row has them, then every `metric_*` seen in any
+    row, sorted. None
     or a missing key becomes an empty field; a float is written with the digits that give back the very same float64.
 
     Raises `BadInput` if the file cannot be written; `TypeError` for a value, `ValueError` for a key that has no place
@@ -63,10 +67,11 @@ def write_history(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
     rows = list(rows)
     seen = {key for row in rows for key in row} - set(COLUMNS)
     solved = SOLUTION_COLUMNS if seen & set(SOLUTION_COLUMNS) else ()
-    seen -= set(SOLUTION_COLUMNS)
+    worked = WORK_COLUMNS if seen & set(WORK_COLUMNS) else ()
+    seen -= {*SOLUTION_COLUMNS, *WORK_COLUMNS}
     if strange := sorted(key for key in seen if not key.startswith(METRIC_PREFIX)):
         raise ValueError(f"history: no column {strange[0]!r}; a problem's own measures are named {METRIC_PREFIX}*")
-    columns = [*COLUMNS, *solved, *sorted(seen)]
+    columns = [*COLUMNS, *solved, *worked, *sorted(seen)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -134,9 +139,10 @@ def _text(path: PathLike) -> str:
 
 
 def _header(path: PathLike, columns: list[str]) -> list[str]:
-    known = {*COLUMNS, *SOLUTION_COLUMNS}
+    optional = (*SOLUTION_COLUMNS, *WORK_COLUMNS)
+    known = {*COLUMNS, *optional}
     where = f"{path}, line 1"
-    allowed = f"the columns {', '.join(COLUMNS)}, {', '.join(SOLUTION_COLUMNS)} and {METRIC_PREFIX}*, each once"
+    allowed = f"the columns {', '.join(COLUMNS)}, {', '.join(optional)} and {METRIC_PREFIX}*, each once"
     if missing := [column for column in COLUMNS if column not in columns]:
         raise BadInput(where, f"no column {', '.join(missing)}", allowed)
     for column in columns:

@@ -9,11 +9,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedbilevel.errors import NOTHING, BadInput
-from fedbilevel.results.history import COLUMNS, METRIC_PREFIX, SOLUTION_COLUMNS, Row, number
+from fedbilevel.results.history import COLUMNS, METRIC_PREFIX, SOLUTION_COLUMNS, WORK_COLUMNS, Row, number
 from fedbilevel.strict import Strict
 
 SPENT = frozenset(
-    ("algorithm", "seed", "iteration", "round", "uplink_bytes", "downlink_bytes", "simulated_seconds", "wall_seconds")
+    (
+        *("algorithm", "seed", "iteration", "round", "uplink_bytes", "downlink_bytes"),
+        *("simulated_seconds", "wall_seconds", *WORK_COLUMNS),
+    )
 )
 """The columns of a history that say which evaluation a row is and what it cost; all others say what it found."""
 MEASURES = (*(column for column in COLUMNS if column not in SPENT), *SOLUTION_COLUMNS)

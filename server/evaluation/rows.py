@@ -87,7 +87,7 @@ class Evaluator:
         with users_code(lambda said: RunFailed(f"{where}: {said}")):
             found = self._at_solution(state, used, last=last(row | own))
         self.made += 1
-        return {**row, **found, **own}
+        return {**row, **found, "gradient_evaluations": fed.ledger.gradient_evaluations, **own}
 
     def _measures(self, state: State) -> dict[str, float]:
         """The losses at the state's own x and y, and the problem's measures of them."""

@@ -101,6 +101,9 @@ def test_simulated_seconds_are_the_examples_of_the_busiest_client(
     tensors = ask(name, PROBLEM, 1, [0, 1]).tensors
     fed.mean(ALL[name], **tensors, **options_of(name, given), **kept(name))
     assert fed.ledger.simulated_seconds == pytest.approx(lower * G + upper * F, rel=1e-9, abs=1e-6)
+    if "local_steps" not in given and "upper_local_steps" not in given:  # as many of every client
+        sizes = PROBLEM.clients.lower.sizes.sum(), PROBLEM.clients.upper.sizes.sum()
+        assert fed.ledger.gradient_evaluations == lower * sizes[0] + upper * sizes[1]
 
 
 def test_every_operation_of_a_global_lower_level_is_counted_by_hand() -> None:

@@ -122,7 +122,7 @@ def test_a_target_whose_column_the_evaluation_does_not_give_is_refused():
         hold_targets([*fine, Target(column="metric_distanc", at_most=1.0)], columns)
     assert str(caught.value) == (
         "run.targets[4].column: got 'metric_distanc'; allowed: a column that is measured here: upper_loss, test_loss, "
-        "metric_distance, and there is no metric_distanc"
+        "metric_distance, and there is no metric_distanc (did you mean 'metric_distance'?)"
     )
     with pytest.raises(BadInput, match=r"run\.targets\[0\]: got 0\.8; .* there is no test_accuracy"):
         hold_targets([0.8], columns)
