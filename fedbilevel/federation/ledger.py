@@ -37,6 +37,10 @@ class Ledger:
         """Every total by name."""
         return asdict(self)
 
+    def communication(self) -> dict[str, int | float]:
+        """Every total but the clients' own work."""
+        return {name: value for name, value in self.totals().items() if name != "gradient_evaluations"}
+
     def enter(self, down: Traffic, up: Traffic, seconds: float, gradients: float) -> None:
         """Enter one round."""
         self.rounds += 1

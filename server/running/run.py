@@ -245,7 +245,7 @@ def run_one(
         failed = kind(f"{run.label}, seed {run.seed}, iteration {iteration}: {what}")
         failed.history = rows
         raise failed from error
-    return Result(state.x, state.y, rows, entries if trace else None, fed.ledger.totals())
+    return Result(state.x, state.y, rows, entries if trace else None, fed.ledger.communication())
 
 
 def initial(problem: Problem, seed: int) -> tuple[Tensor, Tensor]:

@@ -256,7 +256,7 @@ def test_the_table_of_a_config_with_algorithms_of_ones_own():
     """)
     passed, text = checked(path)
     assert passed
-    assert text.count(" ok ") == 16  # the estimators are held to their bounds beside it
+    assert text.count(" ok ") == 18  # the estimators are held to their bounds beside it
     assert "run.batch, run.gradient_batch, run.clients_per_round and [systems] are ignored" in text
     words = {line[0]: line[1] for line in own_lines(text)}
     assert words["fednest"] == f"{off(FX + C.T @ series(5, 0.2) @ FY):.1e}"

@@ -101,7 +101,7 @@ def file(tmp_path, text=QUADRATIC):
         ("algorithms.aggitd.penalty", 1, "algorithms.aggitd.penalty: got 1; allowed: in [algorithms.aggitd] only"),
         ("algorithms.aggitd.lower_step", math.nan, "algorithms.aggitd.lower_step: got nan; allowed: a finite number"),
         ("algorithms.fednset", {}, "(did you mean 'fednest'?)"),
-        ("algorithms.mine", {"algorithm": "agitd"}, "algorithms.mine.algorithm: got 'agitd'; allowed: aggitd and "),
+        ("algorithms.mine", {"algorithm": "agitd"}, "algorithms.mine.algorithm: got 'agitd'; allowed: aggitd, "),
         ("algorithms.mine", {"algorithm": 3}, "algorithms.mine.algorithm: got 3; allowed: the name of an algorithm"),
     ],
 )

@@ -37,6 +37,7 @@ RUNS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:aggitd-aq. mixing takes the noise")
 @pytest.mark.parametrize(("run", "more"), RUNS, ids=range(len(RUNS)))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_comes_out(name: str, run: dict[str, Any], more: dict[str, Any]) -> None:

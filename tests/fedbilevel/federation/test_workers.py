@@ -21,6 +21,7 @@ def everything(name: str, problem: Any, workers: int, **settings: Any) -> Result
     return simulate(problem, name, iterations=3, workers=workers, dtype="float64", **settings, **options, **steps)
 
 
+@pytest.mark.filterwarnings("ignore:aggitd-aq. mixing takes the noise")
 @pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
 @pytest.mark.parametrize("name", sorted(algorithms("minimax")))
 def test_results_do_not_depend_on_the_number_of_workers(name: str, weighting: str) -> None:

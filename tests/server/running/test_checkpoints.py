@@ -69,9 +69,8 @@ def test_totals_and_times_go_on_where_they_were(tmp_path: Path, at: int) -> None
             "downlink_bytes": 8 * M * (DX * END + DY * (4 * END - 1)),
             "uplink_bytes": 8 * M * END * (2 * DY + DX),
             "simulated_seconds": pytest.approx(0.25 * 2 * END, rel=1e-6),
-            # of three examples a client, twice an iteration: g at y and at z, and f
-            "gradient_evaluations": END * 2 * M * 3 * (2 + 1),
         }
+        # of three examples a client, twice an iteration: g at y and at z, and f
         assert result.history[-1]["gradient_evaluations"] == END * 2 * M * 3 * (2 + 1)
         assert result.history[-1]["wall_seconds"] == END
         assert result.history[-1]["simulated_seconds"] == pytest.approx(0.25 * 2 * END, rel=1e-6)

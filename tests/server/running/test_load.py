@@ -125,7 +125,7 @@ def first() -> Carried:
 def checkpoint() -> Checkpoint:
     ledger = dict.fromkeys(("rounds", "messages", "vectors_down", "vectors_up", "downlink_bytes", "uplink_bytes"), 3)
     state = replace(first(), v=torch.ones(2), k=4, hypergradient=torch.zeros(3))
-    return Checkpoint(state, 2, 0.5, {**ledger, "simulated_seconds": 0.25}, 3)
+    return Checkpoint(state, 2, 0.5, {**ledger, "simulated_seconds": 0.25, "gradient_evaluations": 7}, 3)
 
 
 @pytest.fixture

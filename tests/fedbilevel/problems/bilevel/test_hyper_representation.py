@@ -78,6 +78,7 @@ def test_closed_forms_in_y_take_leading_dimensions(
         near(problem.lower_gradient_difference(x, y, anchor, prepared, weights), difference, 1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:aggitd-aq. mixing takes the noise")
 @pytest.mark.parametrize("batch", ["full", 5])
 @pytest.mark.parametrize("name", sorted(algorithms("global")))
 def test_closed_forms_and_prepared_features_change_no_run(name: str, batch: Any) -> None:
