@@ -18,14 +18,16 @@ demo: install
 	rm -rf runs/demo
 	$(PYTHON) -m fedbilevel run demo --out runs/demo
 
-# one process per core with one thread each; what starts Ray, Flower or processes that are killed is `slow`, and runs alone
+# one process per core with one thread each; what takes more than ten seconds or starts Ray, Flower or processes that
+# are killed is `slow`; of these what can is `beside`, and runs like all others, and the rest alone
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 test: install
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not slow" --numprocesses $(WORKERS) --dist worksteal
 
 test-slow: install
-	$(PYTHON) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "slow and beside" --numprocesses $(WORKERS) --dist worksteal
+	$(PYTHON) -m pytest -m "slow and not beside"
 
 bench: install
 	KINETO_LOG_LEVEL=99 $(PYTHON) -m bench

@@ -28,9 +28,14 @@ SLOW = {
     "docs/tutorials/tune.md",
 }
 """Pages that start Ray, or take more than ten seconds."""
+RAY = {page for page in SLOW if re.search(r"--jobs|engine ray|engine=\"ray|ray\.init|flwr run", (ROOT / page).read_text())}
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in PAGES])
+def marks(page: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow, *([] if page in RAY else [pytest.mark.beside])] if page in SLOW else []
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=marks(page)) for page in PAGES])
 def test_what_a_page_says_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, tmp_path, monkeypatch)
 

@@ -112,6 +112,7 @@ def test_order_of_convergence(softmax, solver, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_stored_states_stay_exact_where_running_backwards_breaks_down():
     """Here u(T)^2 = u^2 e / (1 + u^2 (1 - e)), e = exp(-2T), and dy(T)/dx = L'(y(T)) / L'(x)."""
     batch, x = tasks_of(Quartic(clients=1, dim=3), 1, seed=3)

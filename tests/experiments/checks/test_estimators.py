@@ -45,6 +45,7 @@ def written(folder: Path, source: str) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_every_estimator_passes_on_every_problem() -> None:
     passed, text = checked(None)
     assert passed

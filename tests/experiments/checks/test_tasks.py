@@ -121,6 +121,7 @@ local_steps = 2
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.parametrize(("activation", "smooth"), [("tanh", True), ("relu", False)])
 def test_the_flow_of_a_head_passes_and_kinks_are_said(tmp_path: Path, activation: str, smooth: bool) -> None:
     (tmp_path / "head.toml").write_text(HEAD.format(activation=activation))

@@ -262,6 +262,7 @@ def central(inputs: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.skipif("mnist" not in local_files(), reason="mnist.npz is not in $FEDBILEVEL_DATA")
 def test_cleaning_recovers_most_of_what_wrong_labels_cost() -> None:
     """100 clients, 50 examples each, 60 % wrong: 3/4 of the way from training on all labels to the clean ones alone."""

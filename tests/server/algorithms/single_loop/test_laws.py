@@ -65,6 +65,7 @@ def test_with_unequal_steps_simfbo_solves_a_reweighted_problem_and_shrofbo_the_r
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_small_local_steps_drift_by_as_much_as_they_are_long() -> None:
     """With steps of their own, clients drift from the same two solutions, in proportion to the steps."""
     problem = smooth()
@@ -149,6 +150,7 @@ def test_the_radius_holds_v() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_the_variance_reduced_direction_has_at_most_half_the_variance() -> None:
     """Over 200 draws of the minibatches of an iteration, at one point that moves little, after 12 iterations."""
     problem = small_digits((3,), "tanh")
