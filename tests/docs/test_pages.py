@@ -28,7 +28,8 @@ SLOW = {
     "docs/tutorials/tune.md",
 }
 """Pages that start Ray, or take more than ten seconds."""
-RAY = {page for page in SLOW if re.search(r"--jobs|engine ray|engine=\"ray|ray\.init|flwr run", (ROOT / page).read_text())}
+STARTS_RAY = re.compile(r"--jobs|engine ray|engine=\"ray|ray\.init|flwr run")
+RAY = {page for page in SLOW if STARTS_RAY.search((ROOT / page).read_text())}
 
 
 def marks(page: str) -> list[pytest.MarkDecorator]:

@@ -109,8 +109,8 @@ def test_a_logger_that_comes_later_gets_the_rows_of_a_run_from_its_start(monkeyp
 
 @pytest.mark.slow
 def test_after_a_kill_no_row_is_missing_or_there_twice(logger):
-    text = QUADRATIC.replace("seeds = [0, 1]", "seeds = [0]").replace("iterations = 6", "iterations = 300")
-    text = text.replace("evaluate_every = 7", "evaluate_every = 35").replace(
+    text = QUADRATIC.replace("seeds = [0, 1]", "seeds = [0]").replace("iterations = 6", "iterations = 1200")
+    text = text.replace("evaluate_every = 7", "evaluate_every = 140").replace(
         "[options]", "[options]\nupper_step = 0.001"
     )
     at_once = "import server.running.experiment as run\nrun.WRITE_SECONDS = 0.0"
