@@ -46,10 +46,12 @@ Penalty = Annotated[
 class Options(Strict):
     """Base of every algorithm's options.
 
-    aliases: pairs of options that are one number of this algorithm, though two of others.
+    aliases: pairs of options that are one number of this algorithm, though two of others. automatic: steps that the
+    algorithm finds by itself where they are not given, so that nobody has to look for them.
     """
 
     aliases: ClassVar[tuple[tuple[str, str], ...]] = ()
+    automatic: ClassVar[frozenset[str]] = frozenset()
 
     def hold(self) -> None:
         """Raises BadInput, naming an option below `options`, for values that do not go together."""

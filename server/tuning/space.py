@@ -34,7 +34,8 @@ def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
     """The ranges of every algorithm of a config, by label; empty for one whose options all stay as they are.
 
     What `[tune]` names for an algorithm wins over what it names for all, and that over DEFAULTS, which hold for the
-    other options that an algorithm has, set or not, unless `defaults` is false. A list of one value holds an option.
+    other options that an algorithm has and does not find by itself, set or not, unless `defaults` is false. A list of
+    one value holds an option.
 
     Raises BadInput for a label or an option that is not there, and for ends that an algorithm does not take.
     """
@@ -57,7 +58,8 @@ def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
         shared: Ranges = {name: given for name, given in tune.ranges.items() if name in fields}
         _hold(entry, shared, "tune.ranges")
         _hold(entry, own, f"tune.algorithms.{label}")
-        usual: Ranges = {name: given for name, given in DEFAULTS.items() if name in fields and tune.defaults}
+        needed = fields.keys() - entry.options.automatic if tune.defaults else set()
+        usual: Ranges = {name: given for name, given in DEFAULTS.items() if name in needed}
         found[label] = _over(entry, _over(entry, usual, shared), own)
     return found
 

@@ -26,6 +26,7 @@ _FIRST = 3
 class Options(options.UpperOptions):
     """Options of `aggitd-s`, none of which has to be set: alpha = 10, rho = 0.2 and b1 = 0.9 are those of x."""
 
+    automatic = frozenset({"lower_step"})
     upper_step: options.UpperStep = 10.0
     upper_optimiser: Annotated[
         Literal["spectral", "sgd", "momentum", "adam", "adamomentum", "yogi"],

@@ -30,6 +30,13 @@ def test_without_ranges_each_algorithm_has_those_of_its_own_steps(tune):
     assert found["f2sa"]["penalty"] == Range(low=1.0, high=1000.0, log=True)
 
 
+def test_a_step_that_an_algorithm_finds_by_itself_has_no_usual_range():
+    found = of(None, **{"aggitd-s": {}})["aggitd-s"]
+    assert set(found) == {"upper_step"}
+    named = {"algorithms": {"aggitd-s": {"lower_step": {"low": 0.1, "high": 1.0}}}}
+    assert of(named, **{"aggitd-s": {}})["aggitd-s"] == found | {"lower_step": Range(low=0.1, high=1.0)}
+
+
 SHARED, OWN = {"low": 0.1, "high": 1.0}, {"low": 2.0, "high": 3.0}
 NAMED = {"ranges": {"lower_step": SHARED, "penalty": [1.0, 5.0]}, "algorithms": {"f2sa": {"lower_step": OWN}}}
 
