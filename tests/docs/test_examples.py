@@ -46,6 +46,8 @@ def test_the_problem_file_learns(tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 def test_the_algorithm_file_is_found_and_converges(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("server.algorithms.soba")
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -67,6 +69,8 @@ def test_the_data_set_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert np.isfinite(data.x_train).all()
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 def test_the_algorithm_with_an_operation_of_its_own_converges(tmp_path: Path) -> None:
     (tmp_path / "scaled.py").write_text(block("python", "def curvature"))
     name = f"{tmp_path / 'scaled.py'}:scaled"

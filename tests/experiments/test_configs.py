@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from fedbilevel.config.tables import check, read, write
 from fedbilevel.report import RunDirectory
@@ -27,7 +28,15 @@ def test_the_configs_are_there() -> None:
     assert {"demo", "fednest_fig2", "aggitd_vs_fednest", "flower"} <= {path.stem for path in CONFIGS}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+LONG = {"single_loop", "omniglot", "loss_tuning"}
+
+
+def shortened(path: Path) -> ParameterSet:
+    marks = [pytest.mark.slow, pytest.mark.beside] if path.stem in LONG else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", map(shortened, CONFIGS))
 def test_a_committed_config_runs_shortened(path: Path, tmp_path: Path) -> None:
     needs_data(path)
     config = read(path)

@@ -268,6 +268,8 @@ def test_the_table_of_a_config_with_algorithms_of_ones_own():
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("algorithms", "said"),
     [
@@ -292,6 +294,8 @@ def test_what_cannot_be_checked_is_refused(capsys):
     assert "options.lower_stp" in refused(capsys, "check", str(path), "--set", "options.lower_stp=1")
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 def test_overrides_reach_the_algorithms(capsys):
     path = written("algorithms.fednest = { neumann_terms = 4, lower_step = 0.2 }")
     assert main(["check", str(path), "--set", "algorithms.fednest.neumann_terms=0"]) == 0

@@ -90,6 +90,8 @@ def test_a_finished_run_has_every_file_of_the_contract(tmp_path):
     assert {p.name: p.read_bytes() for p in made.path.iterdir()} == before
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 def test_statistics_never_stand_beside_a_newer_history(tmp_path):
     made = RunDirectory.create(tmp_path / "run")
     made.finish(rows := rising(2, 2), "Digits", [0.5])

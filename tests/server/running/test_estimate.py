@@ -156,6 +156,8 @@ def test_the_estimate_is_of_the_size_of_the_peak(peaks: Any, width: int, steps: 
         assert estimated < 4 * measured
 
 
+@pytest.mark.slow
+@pytest.mark.beside
 @pytest.mark.parametrize(("name", "steps"), TASKS)
 def test_the_estimate_of_tasks_is_of_the_size_of_the_peak(peaks: Any, name: str, steps: int) -> None:
     measured, estimated = peaks[name, steps]
