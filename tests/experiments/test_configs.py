@@ -36,7 +36,7 @@ def shortened(path: Path) -> ParameterSet:
     return pytest.param(path, id=path.stem, marks=marks)
 
 
-@pytest.mark.parametrize("path", map(shortened, CONFIGS))
+@pytest.mark.parametrize("path", [shortened(path) for path in CONFIGS])
 def test_a_committed_config_runs_shortened(path: Path, tmp_path: Path) -> None:
     needs_data(path)
     config = read(path)
