@@ -59,7 +59,7 @@ def test_every_estimator_passes_on_every_problem() -> None:
         assert lines.count(name) >= 2 or entry.biased or entry.lower == "any"
     bilevel, minimax = text[: text.index("\nquadratic_tasks:")].split("minimax_quadratic:")
     assert bilevel.count(" ok ") == 36
-    assert minimax.count(" ok ") == 16 + 6 + 1
+    assert minimax.count(" ok ") == 18 + 6 + 1
     lines = [line.split()[0].rstrip(",") for line in minimax.splitlines()]
     assert {name for name, entry in algorithms().items() if entry.lower == "minimax"} <= set(lines)
     assert "fednest-minimax" not in bilevel
