@@ -60,6 +60,10 @@ class Running:
         """When it may end early, by what is known when it begins or begins again."""
         return None
 
+    def files(self) -> list[UserFile]:
+        """The users' own files that its config names."""
+        return files_of(plan(self.job.config))
+
     def started(self) -> None:
         """It begins."""
 
@@ -225,9 +229,8 @@ class Pool:
                 del self._parcels[old]
             self._parcels[id(problem)] = (problem, ray.put(pack(problem)))
         parcel = self._parcels[id(problem)][1]
-        files = [each.entry.file for each in plan(job.config) if each.entry.file is not None]
         run = (job.config, job.label, job.seed, running.checkpoint)
-        return task.remote(parcel, files, *run, self._threads, running.rule())
+        return task.remote(parcel, running.files(), *run, self._threads, running.rule())
 
 
 class Sweep(Experiment):
@@ -263,6 +266,10 @@ class Recorded(Running):
         super().__init__(record.job, record.checkpoint)
         self._record, self._sweep = record, sweep
 
+    def files(self) -> list[UserFile]:
+        """As they were read when the sweep was planned: they may be gone by now."""
+        return files_of(self._sweep.jobs)
+
     def started(self) -> None:
         """It begins."""
         self._sweep.observer.started(self.job)
@@ -296,6 +303,11 @@ class Recorded(Running):
     def left(self) -> None:
         """It is interrupted: what is known of it is kept."""
         self._record.save()
+
+
+def files_of(jobs: Sequence[Job]) -> list[UserFile]:
+    """The users' own files that have entered the algorithms of these jobs."""
+    return [job.entry.file for job in jobs if job.entry.file is not None]
 
 
 def federation(

@@ -16,7 +16,13 @@ from experiments.cli import main
 from tests.console import config, process, wait_for
 from tests.flower import processes_with
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    # as in every test of processes that Ray starts here: it leaves /dev/null open
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TRIALS, ALGORITHMS = 7, 3
 STUDIES = f"""
