@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,13 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("natural", {}),
 ]
 """Partitions and what they take: all of them, some twice."""
+
+
+def skip_without_data(text: str) -> None:
+    """Skip the test if a config or a piece of Python names a data set that is not at hand."""
+    for word, file in (("mnist", "mnist.npz"), ("omniglot", "omniglot_small.npz")):
+        if word in text and not (Path(os.environ.get("FEDBILEVEL_DATA", "")) / file).is_file():
+            pytest.skip(f"{file} is not in $FEDBILEVEL_DATA")
 
 
 def arrays(**changed: Any) -> Arrays:

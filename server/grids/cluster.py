@@ -110,8 +110,10 @@ def _init(**options: Any) -> None:
         with credentials.environment(variables), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(**options)
-        # Ray prints every death of a worker on the driver's terminal, whatever it is told of logging
+        # Ray prints every death of a worker on the driver's terminal, whatever it is told of logging, and every error
+        # of a task that nobody has asked for, as of those that an interrupt ends
         ray._private.worker.print_to_stdstream = lambda *what, **how: None
+        ray._private.worker._unhandled_error_handler = lambda e: None
     except BaseException:
         ray.shutdown()
         raise

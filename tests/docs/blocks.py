@@ -14,6 +14,7 @@ import pytest
 from experiments.cli import main
 from fedbilevel.config.tables import check
 from tests.console import ROOT, process
+from tests.datasets import skip_without_data
 
 _FENCE = re.compile(
     r"^(?:<!-- (?P<note>not run|run with): (?P<told>[^\n]+) -->\n)?"
@@ -45,9 +46,10 @@ def blocks(page: str) -> Iterator[Block]:
 def run_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Do in a folder what a reader of the page would do: save the files, run the commands and the Python.
 
-    A block with a title is a file. A block of Python goes on from those before it. Of a block `sh` every line is a
-    command that has to succeed; a comment `run with` above it makes its runs shorter, one `not run` says why it is not
-    run. A block of TOML without a title is read, and checked if it is a whole config.
+    A block with a title is a file. A block of Python goes on from those before it; one that takes a data set which is
+    not at hand skips the test. Of a block `sh` every line is a command that has to succeed; a comment `run with` above
+    it makes its runs shorter, one `not run` says why it is not run. A block of TOML without a title is read, and
+    checked if it is a whole config.
     """
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {"__name__": "page"}
@@ -56,6 +58,7 @@ def run_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if block.title is not None:
             (folder / block.title).write_text(block.text)
         if block.language == "python" and block.title is None:
+            skip_without_data(block.text)
             exec(compile("\n" * block.line + block.text, str(ROOT / page), "exec"), names)
         elif block.language == "toml":
             tables = tomllib.loads(block.text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,9 @@ from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import check_problem, plan, resolved
 from tests.console import ROOT
+from tests.datasets import skip_without_data
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.toml"))
-
-
-def needs_data(config: Path) -> None:
-    for word, file in (("mnist", "mnist.npz"), ("omniglot", "omniglot_small.npz")):
-        if word in config.read_text() and not (Path(os.environ.get("FEDBILEVEL_DATA", "")) / file).is_file():
-            pytest.skip(f"{file} is not in $FEDBILEVEL_DATA")
 
 
 def test_the_configs_are_there() -> None:
@@ -38,7 +32,7 @@ def shortened(path: Path) -> ParameterSet:
 
 @pytest.mark.parametrize("path", [shortened(path) for path in CONFIGS])
 def test_a_committed_config_runs_shortened(path: Path, tmp_path: Path) -> None:
-    needs_data(path)
+    skip_without_data(path.read_text())
     config = read(path)
     changes = [f"run.seeds={config.run.seeds[:1]}", "run.rounds=20", "run.evaluate_every=10"]
     if "tasks_per_client" in config.options:
