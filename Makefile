@@ -3,6 +3,7 @@ VENV := .venv
 PYTHON ?= $(VENV)/bin/python
 export OMP_NUM_THREADS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: demo test test-slow lint bench check docs install clean
 
