@@ -34,8 +34,9 @@ OPTIMISERS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "spectral": (
         "m as adam; W_j - min(alpha n_j, rho |W_j(x0)|_2) Q_j for each matrix of x, Q_j the polar factor of m's and "
-        "n_j its nuclear norm (after Muon: Jordan et al., 2024); x without matrices is one vector, Q = m / |m|",
-        ("upper_beta1", "upper_limit"),
+        "n_j its nuclear norm (after Muon: Jordan et al., 2024); of a vector Q = m / |m|, or, with upper_vectors "
+        "adam, its entries step by rho rms(x0) m / (sqrt(s) + eps)",
+        ("upper_beta1", "upper_limit", "upper_vectors"),
     ),
 }
 """Every `upper_optimiser`: its step in a line, and the options that it reads beside upper_step."""
@@ -100,9 +101,10 @@ def moved(
     direction, after = _direction(h, moments, o)
     if o.upper_optimiser == "spectral":  # W_j -= min(alpha n_j, rho |W_j(x0)|_2) Q_j; a schedule scales both
         layout = layout or [Block(0, len(x), 1)]
-        held = moments.lengths or lengths(x, layout)
+        entries = _by_root(direction, after, o) if o.upper_vectors == "adam" else None
+        held = moments.lengths or lengths(x, layout, entries=entries is not None)
         after = replace(after, lengths=held)
-        x_next = stepped(x, direction, layout, [o.upper_limit * each for each in held], o.upper_step, share)
+        x_next = stepped(x, direction, layout, [o.upper_limit * each for each in held], o.upper_step, share, entries)
     else:
         x_next = x - alpha * direction
     if o.upper_weight_decay > 0.0:  # decoupled: Loshchilov & Hutter, ICLR 2019
@@ -120,16 +122,23 @@ def _direction(h: Tensor, moments: Moments, o: UpperOptions) -> tuple[Tensor, Mo
         m = b1 * m + h
         return m, Moments(m, None, t)
     m = b1 * m + _rest(b1) * h
-    if o.upper_optimiser == "spectral":
+    if o.upper_optimiser == "spectral" and o.upper_vectors == "gradient":
         return m / (1 - b1**t), Moments(m, None, t)
-    if o.upper_optimiser == "adam":  # s = b2 s + (1-b2) h^2 (Kingma & Ba, ICLR 2015)
+    if o.upper_optimiser in ("adam", "spectral"):  # s = b2 s + (1-b2) h^2 (Kingma & Ba, ICLR 2015)
         s = b2 * s + _rest(b2) * h * h
     elif o.upper_optimiser == "yogi":  # s = s - (1-b2) sign(s - h^2) h^2 (Reddi et al., ICLR 2021)
         s = s - _rest(b2) * torch.sign(s - h * h) * h * h
     else:  # s = b2 s + (1-b2) m^2 + eps: the momentum is squared (AdaMomentum: Wang et al., 2021; our reading)
         s = b2 * s + _rest(b2) * m * m + eps
         return (m / (1 - b1**t)) / (s / (1 - b2**t)).sqrt(), Moments(m, s, t)
-    return (m / (1 - b1**t)) / ((s / (1 - b2**t)).sqrt() + eps), Moments(m, s, t)
+    after = Moments(m, s, t)
+    return (m / (1 - b1**t)) if o.upper_optimiser == "spectral" else _by_root(m / (1 - b1**t), after, o), after
+
+
+def _by_root(m: Tensor, moments: Moments, o: UpperOptions) -> Tensor:
+    """Adam's direction: m without bias over the root of s without bias."""
+    s = torch.as_tensor(moments.second) / (1 - o.upper_beta2**moments.steps)
+    return torch.as_tensor(m / (s.sqrt() + o.upper_epsilon))
 
 
 def _rest(b: float) -> float:

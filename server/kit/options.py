@@ -85,6 +85,10 @@ class UpperOptions(Options):
     upper_limit: Annotated[
         Positive, Field(description="rho: longest spectral step of a matrix of x, in its spectral norm at the start")
     ] = 0.2
+    upper_vectors: Annotated[
+        Literal["gradient", "adam"],
+        Field(description="what a spectral step makes of x, or a part of it, that is no matrix: see the server's step"),
+    ] = "gradient"
     upper_schedule: Annotated[
         Literal["constant", "halving", "cosine", "inverse_sqrt", "inverse"],
         Field(

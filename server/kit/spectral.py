@@ -38,6 +38,11 @@ class Block:
         """How many entries of x it takes."""
         return self.rows * self.columns + self.bias
 
+    @property
+    def vector(self) -> bool:
+        """Whether it is no matrix."""
+        return self.columns == 1 and self.bias == 0
+
     def of(self, x: Tensor) -> Tensor:
         """The matrix in x [dx], its bias appended."""
         held = x[self.start : self.start + self.size]
@@ -132,17 +137,36 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix.double(), 2))
 
 
-def lengths(x: Tensor, layout: Sequence[Block]) -> tuple[float, ...]:
-    """The spectral norm of every matrix of x, 1 for a matrix of zeros: what the limits of a step are shares of."""
-    return tuple(spectral_norm(block.of(x)) or 1.0 for block in layout)
+def lengths(x: Tensor, layout: Sequence[Block], *, entries: bool = False) -> tuple[float, ...]:
+    """The spectral norm of every matrix of x, 1 for a matrix of zeros: what the limits of a step are shares of.
+
+    entries: of a vector the root mean square of its entries instead.
+    """
+    return tuple(
+        spectral_norm(block.of(x)) / (math.sqrt(block.size) if entries and block.vector else 1.0) or 1.0
+        for block in layout
+    )
 
 
 def stepped(
-    x: Tensor, m: Tensor, layout: Sequence[Block], limits: Sequence[float], alpha: float, share: float
+    x: Tensor,
+    m: Tensor,
+    layout: Sequence[Block],
+    limits: Sequence[float],
+    alpha: float,
+    share: float,
+    entries: Tensor | None = None,
 ) -> Tensor:
-    """`W_j - share min(alpha n_j, limit_j) Q_j` of every matrix: Q_j the polar factor of m's, n_j its nuclear norm."""
+    """`W_j - share min(alpha n_j, limit_j) Q_j` of every matrix: Q_j the polar factor of m's, n_j its nuclear norm.
+
+    entries [dx]: vectors are stepped along it instead, by `share limit_j` (none for alpha = 0).
+    """
     moved = []
     for block, limit in zip(layout, limits, strict=True):
+        inside = slice(block.start, block.start + block.size)
+        if entries is not None and block.vector:
+            moved.append(x[inside] - entries[inside] * (share * limit if alpha > 0 else 0.0))
+            continue
         q, nuclear = polar(block.of(m))
-        moved.append(x[block.start : block.start + block.size] - block.flat(q) * (share * min(alpha * nuclear, limit)))
+        moved.append(x[inside] - block.flat(q) * (share * min(alpha * nuclear, limit)))
     return torch.cat(moved)

@@ -16,6 +16,8 @@ ROWS = {
             {"upper_step": 10.0, "lower_step": None},
             {"upper_step": 0.3, "lower_step": None, "upper_limit": 0.01},
             {"upper_optimiser": "sgd", "lower_step": None},
+            {"upper_step": 0.3, "upper_vectors": "adam", "upper_limit": 0.01, "lower_step": None, "lower_hedge": 0.2},
+            {"lower_step": None, "lower_hedge": 2.0, "local_steps": 3, "upper_limit": 0.05},
             {"upper_optimiser": "momentum", "lower_step": None, "local_steps": 3},
             {"lower_step": None, "local_steps": TAU},
             {"lower_step": 0.3, "local_steps": TAU},

@@ -16,7 +16,7 @@ def first_probe(memory: Memory, like: Vector) -> Vector:
     return np.asarray(d / np.linalg.norm(d))
 
 
-@implements("aggitd-s", upper_step=10.0, upper_optimiser="spectral", lower_step=None, local_steps=1)
+@implements("aggitd-s", upper_step=10.0, upper_optimiser="spectral", lower_step=None, lower_hedge=0.0, local_steps=1)
 def aggitd_s(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> Entry:
     v = np.zeros_like(y) if memory.v is None else memory.v
     known = memory.more
@@ -24,8 +24,10 @@ def aggitd_s(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> En
     d = first_probe(memory, y) if d is None else d
     given, k = o["lower_step"], memory.k + 1
 
+    c = known.setdefault("c", 1.0)
+
     def beta_of(L: float, k: int) -> float:
-        return float(given) if given is not None else 0.0 if k < 3 or L == 0.0 else 1.0 / L
+        return float(given) if given is not None else 0.0 if k < 3 or L == 0.0 else known["c"] / L
 
     beta = beta_of(L, k - 1)
 
@@ -40,6 +42,11 @@ def aggitd_s(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> En
     qy, qv = np.split(fed.agg(walk), 2)
     size = float(np.linalg.norm(Hd))
     L = max(size, 0.98 * L)
+    if k >= 4:
+        before = known["gy"]
+        cosine = float(np.dot(qy, before)) / np.sqrt(np.dot(qy, qy) * np.dot(before, before))
+        known["c"] = float(np.clip(c * np.exp(o["lower_hedge"] * cosine), 0.25, 1.8))
+    known["gy"] = qy
     beta = beta_of(L, k)
     known.update(d=Hd / size, L=L)
     memory.v = v - beta * qv

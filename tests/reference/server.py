@@ -33,10 +33,16 @@ class Server:
         }[o.get("upper_schedule", "constant")]
         alpha = factor * o["upper_step"]
         if kind == "spectral":  # x of these problems is one vector
+            entries = o.get("upper_vectors", "gradient") == "adam"
             if t == 0:
-                self.longest = o.get("upper_limit", 0.2) * (float(np.linalg.norm(x)) or 1.0)
+                size = math.sqrt(np.mean(x**2)) if entries else float(np.linalg.norm(x))
+                self.longest = o.get("upper_limit", 0.2) * (size or 1.0)
             self.m = b1 * self.m + (1 - b1) * h
             m = self.m / (1 - b1**n)
+            if entries:
+                self.s = b2 * self.s + (1 - b2) * h**2
+                way = m / (np.sqrt(self.s / (1 - b2**n)) + eps)
+                return x - factor * self.longest * way - alpha * o.get("upper_weight_decay", 0.0) * x
             size = float(np.linalg.norm(m))
             length = factor * min(o["upper_step"] * size, self.longest)
             return x - length * m / size - alpha * o.get("upper_weight_decay", 0.0) * x

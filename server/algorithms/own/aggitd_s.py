@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -21,6 +22,8 @@ _DECAY = 0.98
 """How fast an estimate of L that was too large is forgotten."""
 _FIRST = 3
 """The first iteration in which y and v move: until then |Hd| is far below L."""
+_LEAST, _MOST = 0.25, 1.8
+"""Between which the factor c of the lower step stays: 2 / L is where gradient descent stops converging."""
 
 
 class Options(options.UpperOptions):
@@ -33,26 +36,37 @@ class Options(options.UpperOptions):
         Field(description="how the server steps along the direction of x"),
     ] = "spectral"
     lower_step: Annotated[Step | None, Field(description="beta, of y and v; default: 1 / L by the probe")] = None
+    lower_hedge: Annotated[
+        Step, Field(description="r: beta = c / L, c grows by exp(r cos) of successive lower gradients; 0: c = 1")
+    ] = 0.0
     local_steps: options.LocalSteps = 1
 
 
 @dataclass(frozen=True)
 class AggITDSState(State):
     """v: the estimate of H^-1 fy; probe: d, a unit vector [dy], None at first; k: how many iterations are done;
-    curvature: L, the estimate of H's largest eigenvalue.
+    curvature: L, the estimate of H's largest eigenvalue; hedge: c; descent: gy of the last iteration, for c.
     """
 
     v: Tensor | None = None
     probe: Tensor | None = None
     curvature: float = 0.0
     k: int = 0
+    hedge: float = 1.0
+    descent: Tensor | None = None
 
 
-def _beta(o: Options, L: float, k: int) -> float:
+def _beta(o: Options, L: float, k: int, c: float) -> float:
     """The step of y and v in iteration k, from 1 on."""
     if o.lower_step is not None:
         return o.lower_step
-    return 1.0 / L if k >= _FIRST and L > 0.0 else 0.0
+    return c / L if k >= _FIRST and L > 0.0 else 0.0
+
+
+def hedged(c: float, qy: Tensor, before: Tensor, r: float) -> float:
+    """The factor c exp(r cos(qy, before)), within bounds: longer while gradients agree, shorter where they turn."""
+    sizes = float(qy.norm()) * float(before.norm())
+    return min(max(c * math.exp(r * float(qy @ before) / sizes), _LEAST), _MOST) if sizes > 0.0 else c
 
 
 def unit(fed: Federation, like: Tensor) -> Tensor:
@@ -80,13 +94,15 @@ def aggitd_s(o: Options) -> Algorithm[AggITDSState]:
         if o.local_steps == 1:  # agg of h_i = fx_i - J_i v, gy_i, H_i v - fy_i and H_i d, all at (x, y, v)
             h, qy, qv, Hd = fed.mean(probed_directions, x=x, y=y, v=v, d=d)
         else:  # gy_i and H_i v - fy_i are summed along tau_i local steps of y and v, with the beta of the round before
-            walk = {"lower_step": _beta(o, state.curvature, state.k), "local_steps": o.local_steps}
+            walk = {"lower_step": _beta(o, state.curvature, state.k, state.hedge), "local_steps": o.local_steps}
             h, Hd, (qy, qv) = fed.mean(hypergradient, hessian_product, lower_level_steps, x=x, y=y, v=v, d=d, **walk)
         # L = max(|Hd|, 0.98 L);  d = Hd / |Hd|: power iteration, one step a round
         size, k = float(Hd.norm()), state.k + 1
         L = max(size, _DECAY * state.curvature)
-        # beta = 0 if k < 3 else 1/L
-        beta = _beta(o, L, k)
+        # beta = 0 if k < 3 else c/L, where c = 1 unless it is hedged
+        moved = o.lower_hedge > 0.0 and k > _FIRST and state.descent is not None
+        c = hedged(state.hedge, qy, torch.as_tensor(state.descent), o.lower_hedge) if moved else state.hedge
+        beta = _beta(o, L, k, c)
         return replace(
             state,
             x=x - o.upper_step * h,
@@ -96,6 +112,8 @@ def aggitd_s(o: Options) -> Algorithm[AggITDSState]:
             probe=Hd / size if size > 0.0 else d,
             curvature=L,
             k=k,
+            hedge=c,
+            descent=qy if o.lower_hedge > 0.0 else None,
         )
 
     return Algorithm(init, step, lambda index: 1)

@@ -189,7 +189,13 @@ def test_an_optimiser_reads_the_options_that_its_row_names_and_no_others(name):
             x, moments = moved(x, direction, moments, UpperOptions(upper_optimiser=name, **options))
         return x
 
-    others = {"upper_beta1": 0.5, "upper_beta2": 0.5, "upper_epsilon": 0.1, "upper_limit": 0.05}
+    others = {
+        "upper_beta1": 0.5,
+        "upper_beta2": 0.5,
+        "upper_epsilon": 0.1,
+        "upper_limit": 0.05,
+        "upper_vectors": "adam",
+    }
     read = {key for key, value in others.items() if not torch.equal(after_three(), after_three(**{key: value}))}
     assert read == set(optimisers.OPTIMISERS[name][1])
 

@@ -139,6 +139,25 @@ def test_a_step_by_hand() -> None:
     assert (x2 - x4).tolist() == pytest.approx([0.25, 0.0, 0.0, -0.25])  # after two steps half of both
 
 
+def test_vectors_by_hand_where_their_entries_step_as_adam_s() -> None:
+    """The matrix as above; entries (3, 4), of rms 3.5355; rho = 0.2; the first direction of Adam is the sign."""
+    layout = blocks([Part("w", (2, 2)), Part("s", (2,))], 6)
+    x0 = torch.tensor([2.0, 0.0, 0.0, 1.0, 3.0, 4.0], dtype=torch.float64)
+    h = torch.tensor([3.0, 0.0, 0.0, -1.0, 1e-5, -20.0], dtype=torch.float64)
+    o = UpperOptions(upper_optimiser="spectral", upper_step=0.05, upper_vectors="adam", upper_beta2=0.5)
+    x1, moments = moved(x0, h, Moments(), o, layout)
+    entry = 0.2 * 12.5**0.5
+    assert (x0 - x1).tolist() == pytest.approx([0.2, 0.0, 0.0, -0.2, entry, -entry], rel=2e-3)
+    assert moments.lengths == pytest.approx((2.0, 12.5**0.5))
+    # h turns in the last entry: m = (0.09 * -20 + 0.1 * 20) / 0.19, s = (0.25 * 400 + 0.5 * 400) / 0.75
+    x2, _ = moved(x1, h * torch.tensor([1.0, 1, 1, 1, 1, -1]), moments, o, layout)
+    assert float((x1 - x2)[5]) == pytest.approx(entry * (0.2 / 0.19) / 20, rel=1e-6)
+    still, _ = moved(x0, h, Moments(), o.model_copy(update={"upper_step": 0.0}), layout)
+    assert torch.equal(still, x0)
+    zeros, _ = moved(torch.zeros_like(x0), h, Moments(), o, layout)
+    assert zeros[4:].tolist() == pytest.approx([-0.2, 0.2], rel=2e-3)
+
+
 def by_numpy(start: np.ndarray, directions: list[np.ndarray], cuts: list[tuple[int, int, int]], **o: float) -> Any:
     """The steps along given directions: matrices [rows, columns] with a bias behind each."""
     x, m = start.copy(), np.zeros_like(start)

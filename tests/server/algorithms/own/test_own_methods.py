@@ -11,6 +11,7 @@ from experiments.cli import main
 from fedbilevel import simulate
 from fedbilevel.problems import Quadratic
 from server.algorithms.own.aggitd_aq import mixed, preconditioned
+from server.algorithms.own.aggitd_s import hedged
 from tests import reference
 from tests.agreement import agree, relative
 from tests.problem_table import quadratic
@@ -18,7 +19,12 @@ from tests.runs import start, traced
 
 
 @pytest.mark.parametrize(
-    "options", [{"lower_step": None}, {"lower_step": None, "upper_optimiser": "sgd", "upper_step": 0.1}]
+    "options",
+    [
+        {"lower_step": None},
+        {"lower_step": None, "upper_optimiser": "sgd", "upper_step": 0.1},
+        {"lower_step": None, "lower_hedge": 0.2, "upper_vectors": "adam"},
+    ],
 )
 def test_twenty_iterations_of_aggitd_s(options: dict[str, object]) -> None:
     problem = quadratic()
@@ -35,6 +41,18 @@ def test_twenty_iterations_of_aggitd_aq() -> None:
     x, y = start(problem)
     entries = reference.run("aggitd-aq", problem, x.numpy(), y.numpy(), 20, {})
     agree(traced(problem, "aggitd-aq", 20), entries, 1e-9)
+
+
+def test_the_factor_of_the_lower_step_by_hand() -> None:
+    """Gradients that agree, stand across and turn, at r = 0.5; then its ends, and a gradient that has vanished."""
+    one = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    across = torch.tensor([0.0, 3.0], dtype=torch.float64)
+    assert hedged(1.0, 2 * one, one, 0.5) == pytest.approx(1.6487212707)
+    assert hedged(1.0, across, one, 0.5) == 1.0
+    assert hedged(1.0, one, -7 * one, 0.5) == pytest.approx(0.6065306597)
+    assert hedged(1.7, one, one, 0.5) == 1.8
+    assert hedged(0.3, -one, one, 0.5) == 0.25
+    assert hedged(1.3, 0 * one, one, 0.5) == 1.3
 
 
 @pytest.mark.parametrize("condition", [7, 100, 1000])
