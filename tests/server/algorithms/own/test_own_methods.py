@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from server.algorithms.own.aggitd_s import hedged
 from tests import reference
 from tests.agreement import agree, relative
 from tests.problem_table import quadratic
-from tests.runs import start, traced
+from tests.runs import last_state, start, traced
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,21 @@ def test_twenty_iterations_of_aggitd_aq() -> None:
     x, y = start(problem)
     entries = reference.run("aggitd-aq", problem, x.numpy(), y.numpy(), 20, {})
     agree(traced(problem, "aggitd-aq", 20), entries, 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("condition", [7, 100, 1000])
+@pytest.mark.parametrize("heterogeneity", [0.0, 0.3])
+def test_the_probe_finds_the_largest_eigenvalue(condition: int, heterogeneity: float, seed: int) -> None:
+    """Within a tenth after 30 rounds, and never above it; clients are of unlike sizes, so that the weights count."""
+    problem = Quadratic(clients=6, dim_x=4, dim_y=30, mu=1 / condition, L=1.0, heterogeneity=heterogeneity, seed=seed)
+    x, y = start(problem)
+    data = problem.clients
+    share = torch.from_numpy(np.repeat(data.weights / data.lower.sizes, data.lower.sizes))
+    H = torch.einsum("e,eij->ij", share, data.lower.values["A"])
+    largest = float(torch.linalg.eigvalsh(H)[-1])
+    found = last_state(problem, "aggitd-s", x, y, 30, upper_limit=0.01).curvature
+    assert 0.9 * largest <= found <= largest * (1 + 1e-12)
 
 
 def test_the_factor_of_the_lower_step_by_hand() -> None:
