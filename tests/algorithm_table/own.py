@@ -35,7 +35,7 @@ ROWS = {
         cases=[
             {},
             {"upper_step": 0.5, "memory": 1, "probes": 2},
-            {"upper_step": 2.0, "cap": 1.5, "cutoff": 0.5, "regularisation": 0.01},
+            {"upper_step": 2.0, "cap": 1.5, "cutoff": 0.5, "regularisation": 0.01, "settling": 4, "memory": 3},
         ],
         rounds=once,
         counts=[({}, 1)],

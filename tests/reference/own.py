@@ -66,7 +66,7 @@ def bfgs(g: Vector, S: list[Vector], Y: list[Vector], rc: float, b0: float) -> V
     return np.asarray(B @ g)
 
 
-@implements("aggitd-aq", upper_step=0.5, memory=10, regularisation=0.1, probes=10, cutoff=0.1, cap=10.0)
+@implements("aggitd-aq", upper_step=0.5, memory=20, regularisation=0.01, settling=20, probes=10, cutoff=0.1, cap=10.0)
 def aggitd_aq(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> Entry:
     known: dict[str, Any] = memory.more
     v = np.zeros_like(y) if memory.v is None else memory.v
@@ -83,7 +83,10 @@ def aggitd_aq(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> E
     b0 = 1.0 / (factor * known["L"])
     z = np.concatenate([x, y, v])
     Z.append(z), Q.append((qx, qy, qv))
-    del Z[: -(o["memory"] + 1)], Q[: -(o["memory"] + 1)]
+    early = memory.k < o["settling"]
+    mixed = 1 + (max(o["memory"] // 2, 1) if early else o["memory"])
+    reg = o["regularisation"] * (10 if early else 1)
+    del Z[:-mixed], Q[:-mixed]
     F = [
         -np.concatenate([a * px, bfgs(py, S, Y, o["cutoff"], b0), bfgs(pv, S, Y, o["cutoff"], b0)]) for px, py, pv in Q
     ]
@@ -93,7 +96,7 @@ def aggitd_aq(fed: Round, x: Vector, y: Vector, memory: Memory, o: Options) -> E
         pairs = [(F[j + 1] - F[j], Z[j + 1] - Z[j]) for j in range(len(Z) - 1)]
         dF = np.stack([df / np.linalg.norm(df) for df, _ in pairs], axis=1)
         dZ = np.stack([dz / np.linalg.norm(df) for df, dz in pairs], axis=1)
-        c = np.linalg.solve(dF.T @ dF + o["regularisation"] * np.eye(len(pairs)), dF.T @ f)
+        c = np.linalg.solve(dF.T @ dF + reg * np.eye(len(pairs)), dF.T @ f)
         zn = z + f - (dZ + dF) @ c
     s, size = zn[:n] - x, float(np.linalg.norm(qx))
     if s @ qx > -1e-3 * a * size**2:

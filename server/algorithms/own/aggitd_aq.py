@@ -26,8 +26,11 @@ class Options(options.Options):
     """Options of `aggitd-aq`, none of which has to be set."""
 
     upper_step: Annotated[options.Step, Field(description="a: step size of x before mixing")] = 0.5
-    memory: Annotated[options.Count, Field(description="m: earlier points that are mixed")] = 10
-    regularisation: Annotated[Positive, Field(description="reg: of the mixing weights, columns of length 1")] = 0.1
+    memory: Annotated[options.Count, Field(description="m: earlier points that are mixed")] = 20
+    regularisation: Annotated[Positive, Field(description="reg: of the mixing weights, columns of length 1")] = 0.01
+    settling: Annotated[
+        int, Field(ge=0, description="rounds in which half of m is mixed with ten times reg, as B is still learning")
+    ] = 20
     probes: Annotated[options.Count, Field(description="mq: products with the Hessian that are remembered")] = 10
     cutoff: Annotated[
         float, Field(gt=0, lt=1, description="rc: share of the largest curvature among them that counts")
@@ -67,9 +70,9 @@ def preconditioned(G: Tensor, S: Sequence[Tensor], Y: Sequence[Tensor], rc: floa
         return b0 * G
     s, t = torch.stack(list(S), 1), torch.stack(list(Y), 1)
     w, V = torch.linalg.eigh(0.5 * (s.mT @ t + t.mT @ s))
-    kept = w > rc * w[-1]
-    if not bool(kept.any()) or float(w[-1]) <= 0.0:
+    if float(w[-1]) <= 0.0:
         return b0 * G
+    kept = w > rc * w[-1]
     W = V[:, kept] / w[kept].sqrt()
     s, t = s @ W, t @ W
     along = G @ s  # S^'g
@@ -108,44 +111,33 @@ def aggitd_aq(o: Options) -> Algorithm[AggITDAQState]:
         # q = agg of (fx_i - J_i v, gy_i, H_i v - fy_i), t = agg of H_i d
         qx, qy, qv, t = fed.mean(probed_directions, x=x, y=y, v=v, d=d)
         S, Y, Lh, a = state.directions, state.products, state.curvature, o.upper_step
-        first = Lh == 0.0
         if float(d @ t) > 0.0:
             S, Y = (*S, d)[-o.probes :], (*Y, t)[-o.probes :]
             Lh = max(Lh, float(t.norm()))
-        b0 = 0.0 if Lh == 0.0 else 1.0 / (3.0 * Lh if first else Lh)
+        b0 = 0.0 if Lh == 0.0 else 1.0 / (Lh if state.curvature > 0.0 else 3.0 * Lh)
         z, q = torch.cat([x, y, v]).double(), torch.cat([qx, qy, qv]).double()
-        points = (*state.points, z)[-(o.memory + 1) :]
-        residuals = (*state.residuals, q)[-(o.memory + 1) :]
+        settled = state.k >= o.settling
+        memory, reg = (o.memory, o.regularisation) if settled else (max(1, o.memory // 2), 10 * o.regularisation)
+        points = (*state.points, z)[-(memory + 1) :]
+        residuals = (*state.residuals, q)[-(memory + 1) :]
         # F_j = -(a qx_j, B qy_j, B qv_j) of all of them, by the B of now
-        Q, m = torch.stack(residuals), len(residuals)
-        of_x, of_y, of_v = torch.split(Q, [len(x), len(y), len(y)], dim=1)
+        parts, m = [len(x), len(y), len(y)], len(residuals)
+        of_x, of_y, of_v = torch.split(torch.stack(residuals), parts, dim=1)
         B = preconditioned(torch.cat([of_y, of_v]), [s.double() for s in S], [t.double() for t in Y], o.cutoff, b0)
         F = -torch.cat([a * of_x, B[:m], B[m:]], dim=1)
-        new = mixed(torch.stack(points), F, o.regularisation)
+        new = mixed(torch.stack(points), F, reg)
         s, down = new[: len(x)] - z[: len(x)], q[: len(x)]
-        plain = a * float(down.norm())
+        length, longest = float(s.norm()), o.cap * a * float(down.norm())
         if float(s @ down) > -_AGAINST * a * float(down @ down):  # not downhill
             new = z + F[-1]
-        elif float(s.norm()) > o.cap * plain:
-            new = z + (new - z) * (o.cap * plain / float(s.norm()))
+        elif length > longest:
+            new = z + (new - z) * (longest / length)
         # the next probe goes where y went, or v, by turns
-        _, y_moved, v_moved = torch.split(new - z, [len(x), len(y), len(y)])
-        way = (y_moved if state.k % 2 == 0 else v_moved).to(d.dtype)
+        way = torch.split(new - z, parts)[1 + state.k % 2].to(d.dtype)
         size = float(way.norm())
-        x_next, y_next, v_next = (part.to(x.dtype, copy=True) for part in torch.split(new, [len(x), len(y), len(y)]))
-        return replace(
-            state,
-            x=x_next,
-            y=y_next,
-            v=v_next,
-            hypergradient=qx,
-            probe=way / size if size > 0.0 else d,
-            curvature=Lh,
-            k=state.k + 1,
-            points=points,
-            residuals=residuals,
-            directions=S,
-            products=Y,
-        )
+        x_next, y_next, v_next = (part.to(x.dtype, copy=True) for part in torch.split(new, parts))
+        d = way / size if size > 0.0 else d
+        known = replace(state, points=points, residuals=residuals, directions=S, products=Y, curvature=Lh)
+        return replace(known, x=x_next, y=y_next, v=v_next, hypergradient=qx, probe=d, k=state.k + 1)
 
     return Algorithm(init, step, lambda index: 1)

@@ -44,6 +44,21 @@ def test_twenty_iterations_of_aggitd_aq() -> None:
     agree(traced(problem, "aggitd-aq", 20), entries, 1e-9)
 
 
+def test_while_it_settles_it_mixes_half_of_the_points_ten_times_as_carefully() -> None:
+    """The first rounds are those of m = 10 and reg = 0.1; afterwards it goes on with what it has kept of them."""
+    problem = quadratic()
+    careful = {"memory": 10, "regularisation": 0.1, "settling": 0}
+    first, early = traced(problem, "aggitd-aq", 20), traced(problem, "aggitd-aq", 20, **careful)
+    assert torch.equal(first.x, early.x)
+    assert torch.equal(first.y, early.y)
+    x, y = start(problem)
+    options = {"memory": 4, "settling": 5}
+    entries = reference.run("aggitd-aq", problem, x.numpy(), y.numpy(), 12, dict(options))
+    agree(traced(problem, "aggitd-aq", 12, **options), entries, 1e-9)
+    plain = reference.run("aggitd-aq", problem, x.numpy(), y.numpy(), 12, {"memory": 4, "settling": 12})
+    assert relative(torch.from_numpy(entries[-1].x), torch.from_numpy(plain[-1].x)) > 1e-6
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("condition", [7, 100, 1000])
 @pytest.mark.parametrize("heterogeneity", [0.0, 0.3])
