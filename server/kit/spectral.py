@@ -53,10 +53,8 @@ class Block:
 
     def flat(self, matrix: Tensor) -> Tensor:
         """The entries of x, from the matrix."""
-        if not self.bias:
+        if not self.bias or self.outputs_last:  # the bias, as the last row, lies behind the others already
             return matrix.flatten()
-        if self.outputs_last:
-            return matrix.flatten()  # the bias, the last row, lies behind the others already
         return torch.cat([matrix[:, :-1].flatten(), matrix[:, -1]])
 
 

@@ -100,8 +100,9 @@ def aggitd_s(o: Options) -> Algorithm[AggITDSState]:
         size, k = float(Hd.norm()), state.k + 1
         L = max(size, _DECAY * state.curvature)
         # beta = 0 if k < 3 else c/L, where c = 1 unless it is hedged
-        moved = o.lower_hedge > 0.0 and k > _FIRST and state.descent is not None
-        c = hedged(state.hedge, qy, torch.as_tensor(state.descent), o.lower_hedge) if moved else state.hedge
+        c = state.hedge
+        if state.descent is not None and k > _FIRST:
+            c = hedged(c, qy, state.descent, o.lower_hedge)
         beta = _beta(o, L, k, c)
         return replace(
             state,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from fedbilevel.problem import Ragged
 from fedbilevel.problems import Quadratic
 from tests.runs import start, traced
 
@@ -30,9 +31,9 @@ class Linear:
     def __init__(self, problem: Quadratic) -> None:
         lower, upper, p = problem.clients.lower, problem.clients.upper, problem.clients.weights
 
-        def mean(level: object, name: str) -> Vector:
-            per = np.repeat(p / level.sizes, level.sizes)  # type: ignore[attr-defined]
-            return np.tensordot(per, level.values[name].double().numpy(), 1)  # type: ignore[attr-defined]
+        def mean(level: Ragged, name: str) -> Vector:
+            per = np.repeat(p / level.sizes, level.sizes)
+            return np.tensordot(per, level.values[name].double().numpy(), 1)
 
         A, B, b = (mean(lower, name) for name in "ABb")
         C, d = mean(upper, "C"), mean(upper, "d")
