@@ -109,6 +109,7 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
         cut=frozenset(what["cut"]),
         ends=_integers(record["ends"]) if "ends" in record else None,
         skip=int(str(record.get("skip", 0))),
+        rows=bool(what["rows"]),
         own=own,
         tensors={name: decoded.tensor(name, token, held) for name, token in tokens.items()},
         tokens=tokens,
