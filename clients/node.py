@@ -123,7 +123,7 @@ class Node:
         blocks = held.blocks
         pooled = operation.linear(request.options) and (blocks is None or not any(operation.elsewhere))
         pooled = pooled and not request.rows
-        cohort = Cohort(held, draw, pooled=pooled)
+        cohort = Cohort(held, draw, pooled=pooled, apart=request.rows)
         kept = None
         with torch.no_grad():
             outputs = operation(cohort, request.tensors, request.options, request.own)

@@ -57,7 +57,13 @@ class Byzantine(Strict):
 
 
 def attacked(
-    rows: Tensor, byzantine: NDArray[np.bool_], table: Byzantine, seed: int, clients: NDArray[np.int64], round: int, purpose: str
+    rows: Tensor,
+    byzantine: NDArray[np.bool_],
+    table: Byzantine,
+    seed: int,
+    clients: NDArray[np.int64],
+    round: int,
+    purpose: str,
 ) -> Tensor:
     """The answers [n, d] of these clients in float64, with those of the attackers replaced.
 
@@ -91,7 +97,7 @@ def attacked(
 
 
 def alie_z(n: int, f: int) -> float:
-    """z of ALIE for n answers, f of them the attackers': how far a lie may lie from the mean, in deviations.
+    """Z of ALIE for n answers, f of them the attackers': how far a lie may lie from the mean, in deviations.
 
     Where the attackers need nobody's company, z is that of one supporter.
 

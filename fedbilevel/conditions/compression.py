@@ -35,9 +35,9 @@ class ChannelTable(Strict):
     @model_validator(mode="after")
     def _read(self) -> ChannelTable:
         for key, wires in (("bits", {"quantise"}), ("keep", {"random_k", "top_k"})):
-            if key in self.model_fields_set and not wires & {self.uplink, self.downlink}:
-                if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f"{key} is read by {' and '.join(sorted(wires))} alone, and neither direction is one")
+            told = getattr(self, key) != type(self).model_fields[key].default
+            if told and not wires & {self.uplink, self.downlink}:
+                raise ValueError(f"{key} is read by {' and '.join(sorted(wires))} alone, and neither direction is one")
         return self
 
     @property

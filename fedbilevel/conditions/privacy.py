@@ -18,7 +18,7 @@ from fedbilevel.strict import Positive, Strict
 
 
 class Adaptive(Strict):
-    """The `[privacy.adaptive]` table: a clip for each output that follows a quantile of the norms (Andrew et al., 2021)."""
+    """The `[privacy.adaptive]` table: each output's clip follows a quantile of the norms (Andrew et al., 2021)."""
 
     quantile: float = Field(0.5, gt=0, lt=1, description="share of answers that the clip leaves as they are")
     rate: Positive = Field(0.2, description="of the geometric steps of the clip")
@@ -80,6 +80,10 @@ class Privacy:
             self.groups[self._open] += 1
             self._open = 0
 
+    def told(self) -> dict[int, int]:
+        """How often so many outputs of one drawn set were told."""
+        return dict(self.groups + Counter({self._open: 1} if self._open else {}))
+
     def mean(self, rows: Tensor, round: int, output: str) -> Tensor:
         """`(sum of clipped rows + N(0, (z c)^2)) / expected` of rows [n, d], in float64."""
         rows = rows.double()
@@ -95,15 +99,16 @@ class Privacy:
             if self.table.noise_multiplier > 0:
                 told += self.count_noise * float(draw.standard_normal())
             self.clips[output] = clip * math.exp(-adaptive.rate * (told / self.expected - adaptive.quantile))
-        return (total + self.multiplier * clip * noise) / self.expected
+        noisy: Tensor = total + self.multiplier * clip * noise
+        return noisy / self.expected
 
     def epsilon(self) -> float:
-        """epsilon at `delta` of all that was told so far.
+        """Epsilon at `delta` of all that was told so far.
 
         The outputs of one drawn set are released together: they are one subsampled composition of Gaussians, since the
         same clients answered all of them. By Renyi's divergence (dp-accounting); inf without noise.
         """
-        groups = self.groups + Counter({self._open: 1} if self._open else {})
+        groups = self.told()
         if not groups:
             return 0.0
         if self.table.noise_multiplier == 0:
@@ -120,7 +125,7 @@ def _divergences(
     z: float, clients: int, asked: int | None, poisson: bool, outputs: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The orders, and Renyi's divergence of `outputs` Gaussians on one drawn set, by each order."""
-    import dp_accounting as dp
+    import dp_accounting as dp  # a second: only private runs pay for it
     from dp_accounting.rdp import RdpAccountant
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it tells of every order that it leaves out

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from fedbilevel.robust.rules import Before, Rule, most_byzantine
 from fedbilevel.errors import BadInput
+from fedbilevel.robust.rules import Before, Rule, most_byzantine
 from fedbilevel.strict import MOST, Positive, Strict
 
 

@@ -10,6 +10,7 @@ import torch
 from fedbilevel.config.build import build, needs_data, takes_seed
 from fedbilevel.config.tables import Batch, Config, DataTable, ProblemTable
 from fedbilevel.data import FederatedData, federate
+from fedbilevel.data.poison import flipped_share, poisoned
 from fedbilevel.errors import BadInput
 from fedbilevel.federation.systems import BatchSize
 from fedbilevel.machine.device import Device
@@ -22,6 +23,7 @@ class Setup(Strict):
     """Problem, data, precision, device, seed and minibatch sizes of one run; `run` tells runs of one session apart.
 
     files: the user's own with what clients compute in it; the problem's are read where the problem is built.
+    flipped: the share of clients whose labels are flipped, by an attack on the data.
     """
 
     run: str
@@ -33,6 +35,7 @@ class Setup(Strict):
     batch: Batch
     gradient_batch: Batch | None
     files: tuple[UserFile, ...] = ()
+    flipped: float = 0.0
 
     @classmethod
     def of(cls, config: Config, label: str, seed: int, files: tuple[UserFile, ...] = ()) -> Setup:
@@ -48,6 +51,7 @@ class Setup(Strict):
             batch=run.batch,
             gradient_batch=run.gradient_batch,
             files=files,
+            flipped=flipped_share(config.systems.byzantine),
         )
 
     @property
@@ -72,12 +76,16 @@ class Setup(Strict):
         own = self.seed if takes_seed(name, self.problem_table.parameters) else 0
         files = self.problem_table.files.items()
         content = " ".join(file_at(file, f"problem.{key}").module_name for key, file in files)
-        return _problem(json.dumps(tables), seed if data else 0, own, self.dtype, content)
+        return _problem(json.dumps(tables), seed if data else 0, own, self.dtype, content, self.flipped, self.seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _problem(tables: str, data_seed: int, seed: int, dtype: str, content: str) -> Problem:
-    """content: names what the problem's files hold, so that a file that was edited is another problem."""
+def _problem(
+    tables: str, data_seed: int, seed: int, dtype: str, content: str, flipped: float, attackers: int
+) -> Problem:
+    """content: names what the problem's files hold, so that a file that was edited is another problem; flipped: the
+    share of clients whose labels are, attackers: the seed that draws them.
+    """
     parsed = json.loads(tables)
     table = ProblemTable.model_validate(parsed["problem"])
 
@@ -93,4 +101,5 @@ def _problem(tables: str, data_seed: int, seed: int, dtype: str, content: str) -
             seed=data_seed,
         )
 
-    return build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype), seed=seed)
+    problem = build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype), seed=seed)
+    return poisoned(problem, flipped, attackers) if flipped else problem
