@@ -48,7 +48,7 @@ def expanded(tables: Mapping[str, Any]) -> dict[str, Any]:
                 own.setdefault("algorithm", label)
                 for path, value in zip(factors, values, strict=True):
                     _set(own, (UNDER, *path), value)
-            rest["algorithms"][", ".join([label, *map(shown, values)])] = own
+            rest["algorithms"][", ".join([label, *(shown(value, path[-1]) for path, value in zip(factors, values, strict=True))])] = own
     return rest
 
 
@@ -65,15 +65,18 @@ def _factors(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[
             raise BadInput(typed(["cross", *here]), value, "a list of values that differ from each other")
 
 
-def shown(value: object) -> str:
-    """A value in the name of a curve; of a table its values.
+def shown(value: object, key: str = "") -> str:
+    """A value in the name of a curve: a string is enough, anything else stands behind its key; of a table its values.
 
-    >>> shown({"byzantine": {"attack": "ipm", "strength": 10.0}})
-    'ipm 10.0'
+    >>> shown({"byzantine": {"attack": "ipm", "strength": 10.0}}), shown(0.3, "dropout")
+    ('ipm strength 10', 'dropout 0.3')
     """
     if isinstance(value, Mapping):
-        return " ".join(map(shown, value.values()))
-    return value if isinstance(value, str) else str(value).replace(" ", "")
+        return " ".join(shown(inner, name) for name, inner in value.items())
+    if isinstance(value, str):
+        return value
+    text = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return f"{key} {text}".strip()
 
 
 def _set(table: dict[str, Any], path: tuple[str, ...], value: object) -> None:
