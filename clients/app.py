@@ -13,9 +13,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from clients import own
 from clients.node import Node, Setting
 from fedbilevel.config.setup import Setup
-from fedbilevel.errors import ClientFailed
+from fedbilevel.errors import BadInput, ClientFailed
 from fedbilevel.federation.messages import Kept, Reply, Request
 
 NodeFor = Callable[[str], Node]
@@ -60,15 +61,18 @@ def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None)
     """
     app = ClientApp()
     if decoded_of is None:
-        own = Decoded()
+        decoded = Decoded()
 
         def decoded_of() -> Decoded:
-            return own
+            return decoded
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        partition = {key: int(context.node_config[key]) for key in ("partition-id", "num-partitions")}
-        return Message(RecordDict({"partition": MetricRecord(dict(partition))}), reply_to=message)
+        try:
+            content = RecordDict({"partition": MetricRecord(dict(own.partition_of(context.node_config)))})
+        except BadInput as error:
+            content = _failed(error)
+        return Message(content, reply_to=message)
 
     @app.query("operate")
     def operate(message: Message, context: Context) -> Message:
@@ -102,14 +106,14 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
     if missing := [name for name, token in tokens.items() if str(token) not in held]:
         raise _Missing(missing)
     rows = content.array_records.get("own", ArrayRecord())
-    own = {name: Kept(tensor_from_array(rows[name]), _booleans(record[f"known {name}"])) for name in rows}
+    kept = {name: Kept(tensor_from_array(rows[name]), _booleans(record[f"known {name}"])) for name in rows}
     request = Request(
         operations=tuple(what["operations"]),
         clients=_integers(record["clients"]),
         cut=frozenset(what["cut"]),
         ends=_integers(record["ends"]) if "ends" in record else None,
         skip=int(str(record.get("skip", 0))),
-        own=own,
+        own=kept,
         tensors={name: decoded.tensor(name, token, held) for name, token in tokens.items()},
         tokens=tokens,
         options=what["options"],
@@ -117,7 +121,8 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
         round=what["round"],
         alive=alive,
     )
-    return node_for(str(record["setup"])).answer(request)
+    setup, path = str(record["setup"]), context.node_config.get(own.KEY)
+    return (node_for(setup) if path is None else own.node_of_share(str(path), setup)).answer(request)
 
 
 def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) -> ArrayRecord:
@@ -137,8 +142,8 @@ def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) ->
 def _packed(reply: Reply) -> RecordDict:
     sums = {f"{i}.{j}": array_from_tensor(t) for i, outputs in enumerate(reply.sums) for j, t in enumerate(outputs)}
     content = RecordDict({"sums": ArrayRecord(sums), "weight": MetricRecord({"weight": reply.weight})})
-    if own := {str(i): array_from_tensor(rows) for i, rows in enumerate(reply.own) if rows is not None}:
-        content["own"] = ArrayRecord(own)
+    if kept := {str(i): array_from_tensor(rows) for i, rows in enumerate(reply.own) if rows is not None}:
+        content["own"] = ArrayRecord(kept)
     return content
 
 
