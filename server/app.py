@@ -67,7 +67,7 @@ def _run(grid: Grid, context: Context) -> None:
     jobs = plan(config)
     check_problem(jobs, problem_of)
     text = written(config)
-    drop, patience = config.systems.failures == "drop", _patience(context)
+    drop, patience = getattr(config.systems, "failures", "end") == "drop", _patience(context)
 
     @functools.cache
     def placement(clients: int) -> Placement:

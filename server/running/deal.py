@@ -46,7 +46,7 @@ def node_file(partition: int) -> str:
 
 @dataclass(frozen=True)
 class Dealt:
-    """What was written: the folder, where each node's clients end, and the measures that the server has to go without."""
+    """What was written: the folder, where each node's clients end, and the measures that the server cannot take."""
 
     folder: Path
     ends: list[int]
