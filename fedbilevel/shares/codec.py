@@ -80,8 +80,7 @@ def decode(told: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
         case {"dict": items}:
             return {key: decode(each, arrays) for key, each in items.items()}
         case {"named": name, "items": items}:
-            kind = _class(name)
-            if issubclass(kind, tuple):
+            if issubclass(kind := _class(name), tuple):
                 return tuple.__new__(kind, [decode(each, arrays) for each in items])
         case {"object": name, "attributes": attributes}:
             made = object.__new__(_class(name))
