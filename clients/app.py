@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from clients import own
 from clients.node import Node, Setting
+from clients.own import FILE, node_of_share, partition_of
 from fedbilevel.config.setup import Setup
 from fedbilevel.errors import BadInput, ClientFailed
 from fedbilevel.federation.messages import Kept, Reply, Request
@@ -61,15 +61,15 @@ def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None)
     """
     app = ClientApp()
     if decoded_of is None:
-        decoded = Decoded()
+        own = Decoded()
 
         def decoded_of() -> Decoded:
-            return decoded
+            return own
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         try:
-            content = RecordDict({"partition": MetricRecord(dict(own.partition_of(context.node_config)))})
+            content = RecordDict({"partition": MetricRecord(dict(partition_of(context.node_config)))})
         except BadInput as error:
             content = _failed(error)
         return Message(content, reply_to=message)
@@ -106,14 +106,15 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
     if missing := [name for name, token in tokens.items() if str(token) not in held]:
         raise _Missing(missing)
     rows = content.array_records.get("own", ArrayRecord())
-    kept = {name: Kept(tensor_from_array(rows[name]), _booleans(record[f"known {name}"])) for name in rows}
+    own = {name: Kept(tensor_from_array(rows[name]), _booleans(record[f"known {name}"])) for name in rows}
     request = Request(
         operations=tuple(what["operations"]),
         clients=_integers(record["clients"]),
         cut=frozenset(what["cut"]),
         ends=_integers(record["ends"]) if "ends" in record else None,
         skip=int(str(record.get("skip", 0))),
-        own=kept,
+        rows=bool(what["rows"]),
+        own=own,
         tensors={name: decoded.tensor(name, token, held) for name, token in tokens.items()},
         tokens=tokens,
         options=what["options"],
@@ -121,8 +122,8 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
         round=what["round"],
         alive=alive,
     )
-    setup, path = str(record["setup"]), context.node_config.get(own.KEY)
-    return (node_for(setup) if path is None else own.node_of_share(str(path), setup)).answer(request)
+    setup, path = str(record["setup"]), context.node_config.get(FILE)
+    return (node_for(setup) if path is None else node_of_share(str(path), setup)).answer(request)
 
 
 def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) -> ArrayRecord:
@@ -142,8 +143,8 @@ def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) ->
 def _packed(reply: Reply) -> RecordDict:
     sums = {f"{i}.{j}": array_from_tensor(t) for i, outputs in enumerate(reply.sums) for j, t in enumerate(outputs)}
     content = RecordDict({"sums": ArrayRecord(sums), "weight": MetricRecord({"weight": reply.weight})})
-    if kept := {str(i): array_from_tensor(rows) for i, rows in enumerate(reply.own) if rows is not None}:
-        content["own"] = ArrayRecord(kept)
+    if own := {str(i): array_from_tensor(rows) for i, rows in enumerate(reply.own) if rows is not None}:
+        content["own"] = ArrayRecord(own)
     return content
 
 

@@ -109,10 +109,11 @@ class Cohort:
 
     Vectors are [d] (the same for all clients) or [S, d] (one per client). Results are [S, d], or [d] for a pooled
     cohort. A call without a batch averages over the operation's examples: all of them, or one minibatch per client.
+    apart: every client's result is wanted by itself, and nothing may be summed over them.
     """
 
-    def __init__(self, held: Held, draw: Draw, *, pooled: bool) -> None:
-        self.held, self.draw, self.pooled = held, draw, pooled
+    def __init__(self, held: Held, draw: Draw, *, pooled: bool, apart: bool = False) -> None:
+        self.held, self.draw, self.pooled, self.apart = held, draw, pooled, apart
         first = next(tensor for tensor in leaves(held.levels["lower"].values))
         self.device = first.device
         self._drawn: dict[Level, Rows] = {}
@@ -357,7 +358,12 @@ class Cohort:
         return derivatives.cross_vjp(self.held.problem, x, y, v, examples, prepared, rows.weights)
 
     def mean_hypergradient(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch) -> Tensor:
-        """The p_i-weighted mean of `fx_i - J_i v_i` at a common x and y for rows v [S, dy], shape [dx]."""
+        """The p_i-weighted mean of `fx_i - J_i v_i` at a common x and y for rows v [S, dy], shape [dx].
+
+        Apart it is each client's own, [S, dx].
+        """
+        if self.apart:
+            return self.upper_gradient_x(x, y, batch) - self.cross_vjp(x, y, v, batch)
         upper, lower = batch.rows["upper"], batch.rows["lower"]
         share = self._tensor(self.held.weights / self.held.weights.sum(), x.dtype)[:, None]
         assert upper.index is not None

@@ -80,7 +80,7 @@ class Node:
                 raise self._blame(operation, request, error) from error
             sums.append(outputs)
             kept_now.append(kept)
-        return Reply(tuple(sums), float(held.weights.sum()), tuple(kept_now))
+        return Reply(tuple(sums), float(held.weights.sum()), tuple(kept_now), request.clients)
 
     def _mine(self, name: str, tensor: Tensor, request: Request) -> Tensor:
         """The vector, or of blocks of x those of the request's clients: the same object for as long as it lives."""
@@ -112,8 +112,8 @@ class Node:
         return held
 
     def _sums(self, operation: Operation, held: Held, request: Request) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Per output sum p_i u_i in float64, from the mean over the cohort [d] or from one row per client [S, d]; and
-        what the clients keep.
+        """Per output sum p_i u_i in float64, from the mean over the cohort [d] or from one row per client [S, d], or
+        where they are asked for these rows; and what the clients keep.
 
         In the space of an x that falls into blocks of the clients' own it is p_i times the client's own block, of an
         iterate p_i times its displacement there.
@@ -122,13 +122,16 @@ class Node:
         draw = Draw(setting.seed, request.round, operation.name, setting.batch, setting.gradient_batch)
         blocks = held.blocks
         pooled = operation.linear(request.options) and (blocks is None or not any(operation.elsewhere))
-        cohort = Cohort(held, draw, pooled=pooled)
+        pooled = pooled and not request.rows
+        cohort = Cohort(held, draw, pooled=pooled, apart=request.rows)
         kept = None
         with torch.no_grad():
             outputs = operation(cohort, request.tensors, request.options, request.own)
             if operation.keeps is not None:
                 *most, kept = outputs
                 outputs, kept = tuple(most), kept.cpu()
+        if request.rows:
+            return tuple(u.expand(len(held.clients), -1).cpu() for u in outputs), kept
         weights = torch.as_tensor(held.weights, device=outputs[0].device)
 
         def total(u: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fedbilevel.errors import BadInput, ClientFailed
 from fedbilevel.federation.messages import Reply, Request
 from fedbilevel.shares.share import Share
 
-KEY = "data"
+FILE = "data"
 """The key of a node's configuration that names its file."""
 
 
@@ -35,12 +35,12 @@ class OwnNode(Node):
 def partition_of(node_config: Mapping[str, object]) -> dict[str, int]:
     """Which partition a node is, of how many. Raises BadInput where its file is that of another, or no node's."""
     told = {key: int(str(node_config[key])) for key in ("partition-id", "num-partitions")}
-    if KEY in node_config:
-        share = _share_at(str(node_config[KEY]))
+    if FILE in node_config:
+        share = _share_at(str(node_config[FILE]))
         dealt = {"partition-id": share.partition, "num-partitions": share.partitions}
         if dealt != told:
             of = "the server" if share.partition is None else f"partition {share.partition} of {share.partitions}"
-            raise BadInput(KEY, str(node_config[KEY]), f"the file of the partition {told}, and it is that of {of}")
+            raise BadInput(FILE, str(node_config[FILE]), f"the file of the partition {told}, and it is that of {of}")
     return told
 
 

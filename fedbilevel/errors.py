@@ -53,6 +53,10 @@ class NonFinite(RunFailed):
     """A loss, a vector or a measure became NaN or infinite."""
 
 
+class NobodyAnswered(RunFailed):
+    """No client answered in a round; the iteration is begun again."""
+
+
 class ClientFailed(RunFailed):
     """A client raised; the message names the client, the operation and the round."""
 

@@ -23,7 +23,7 @@ from fedbilevel.results.history import Row
 from fedbilevel.shares.share import Share
 from server.grids.exchange import GridExchange, Placement
 from server.running.experiment import Experiment, Observer
-from server.running.plan import Job, check_problem, plan, written
+from server.running.plan import Job, ProblemOf, check_problem, plan, written
 
 PATIENCE = 120.0
 """Seconds in which a node has to reply, unless the run config says otherwise: every message starts a process there."""
@@ -60,14 +60,14 @@ def _run(grid: Grid, context: Context) -> None:
     given = {key: str(context.run_config.get(key, "")).strip() for key in ("config", "set", "out", "data")}
     path = _config_path(given["config"] or "flower.toml")
     config = read(path, [part for part in given["set"].split(";") if part.strip()])
-    problem_of = Setup.problem
+    problem_of: ProblemOf = Setup.problem
     if given["data"]:
         share = _server_share(given["data"])
         config, problem_of = _without_examples(config, share), share.problem
     jobs = plan(config)
     check_problem(jobs, problem_of)
     text = written(config)
-    drop, patience = getattr(config.systems, "failures", "end") == "drop", _patience(context)
+    drop, patience = config.systems.failures == "drop", _patience(context)
 
     @functools.cache
     def placement(clients: int) -> Placement:

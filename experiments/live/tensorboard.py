@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class _Events(Stream):
         steps = _steps(folder)
         # of the last row a kill may have left a part: it is taken back, and comes again
         self.held = steps[-2] if len(steps) > 1 else -1
+        _wait_for_a_later_second(folder)
         self._writer = SummaryWriter(str(folder), purge_step=steps[-1] if steps else None)
 
     def write(self, round: int, values: Mapping[str, float]) -> None:
@@ -37,6 +39,15 @@ class _Events(Stream):
 
     def end(self, state: State) -> None:
         self._writer.close()
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Event files are read in the order of their names, which begin with the second in which they were opened."""
+    names = [path.name for path in folder.glob("events.out.tfevents.*")]
+    last = max((int(name.split(".")[3]) for name in names), default=0)
+    if last - time.time() < 60:  # one from the future, of another clock, is not waited for
+        while int(time.time()) <= last:
+            time.sleep(0.02)
 
 
 def _steps(folder: Path) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from fedbilevel.config.build import build, defaults, needs_data, takes_seed
 from fedbilevel.config.tables import Batch, Config, DataTable, ProblemTable
 from fedbilevel.data import FederatedData, federate, partition_parameters
+from fedbilevel.data.poison import flipped_share, poisoned
 from fedbilevel.errors import BadInput
 from fedbilevel.federation.systems import BatchSize
 from fedbilevel.machine.device import Device
@@ -23,6 +24,7 @@ class Setup(Strict):
     """Problem, data, precision, device, seed and minibatch sizes of one run; `run` tells runs of one session apart.
 
     files: the user's own with what clients compute in it; the problem's are read where the problem is built.
+    flipped: the share of clients whose labels are flipped, by an attack on the data.
     """
 
     run: str
@@ -34,6 +36,7 @@ class Setup(Strict):
     batch: Batch
     gradient_batch: Batch | None
     files: tuple[UserFile, ...] = ()
+    flipped: float = 0.0
 
     @classmethod
     def of(cls, config: Config, label: str, seed: int, files: tuple[UserFile, ...] = ()) -> Setup:
@@ -49,6 +52,7 @@ class Setup(Strict):
             batch=run.batch,
             gradient_batch=run.gradient_batch,
             files=files,
+            flipped=flipped_share(config.systems.byzantine),
         )
 
     @property
@@ -66,7 +70,7 @@ class Setup(Strict):
         """Build the problem; the latest two are kept, as long as the user's files are the same. Raises BadInput."""
         data, seed, own, content = self._drawn()
         tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
-        return _problem(json.dumps(tables), seed, own, self.dtype, content)
+        return _problem(json.dumps(tables), seed, own, self.dtype, content, self.flipped, self.seed)
 
     def recipe(self) -> dict[str, Any]:
         """What the problem is made of, with everything written out; the same for every run of the same problem.
@@ -77,6 +81,7 @@ class Setup(Strict):
         problem = defaults(self.problem_table.name) | self.problem_table.model_dump()
         spread = data and partition_parameters(data.partition) | data.model_dump() | {"seed": seed}
         whole = {"problem": problem, "data": spread, "seed": own, "run": {"dtype": self.dtype}, "files": content}
+        whole["flipped"] = [self.flipped, self.seed] if self.flipped else None
         return dict(json.loads(json.dumps(whole)))
 
     def _drawn(self) -> tuple[DataTable | None, int, int, str]:
@@ -93,8 +98,12 @@ class Setup(Strict):
 
 
 @functools.lru_cache(maxsize=2)
-def _problem(tables: str, data_seed: int, seed: int, dtype: str, content: str) -> Problem:
-    """content: names what the problem's files hold, so that a file that was edited is another problem."""
+def _problem(
+    tables: str, data_seed: int, seed: int, dtype: str, content: str, flipped: float, attackers: int
+) -> Problem:
+    """content: names what the problem's files hold, so that a file that was edited is another problem; flipped: the
+    share of clients whose labels are, attackers: the seed that draws them.
+    """
     parsed = json.loads(tables)
     table = ProblemTable.model_validate(parsed["problem"])
 
@@ -110,4 +119,5 @@ def _problem(tables: str, data_seed: int, seed: int, dtype: str, content: str) -
             seed=data_seed,
         )
 
-    return build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype), seed=seed)
+    problem = build(table.name, table.parameters, data=data, dtype=getattr(torch, dtype), seed=seed)
+    return poisoned(problem, flipped, attackers) if flipped else problem

@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fedbilevel.conditions.compression import ChannelTable
+from fedbilevel.conditions.privacy import PrivacyTable
+from fedbilevel.conditions.rule import AggregationTable
+from fedbilevel.conditions.tables import Conditions
 from fedbilevel.config.packaged import or_packaged, packaged
 from fedbilevel.config.tune import TuneTable
 from fedbilevel.config.validation import typed, unknown_key, validated
@@ -149,6 +153,9 @@ class Config(Strict):
     problem: ProblemTable
     data: DataTable | None = None
     systems: Systems = Systems()
+    aggregation: AggregationTable = AggregationTable()
+    channel: ChannelTable = ChannelTable()
+    privacy: PrivacyTable | None = None
     engine: EngineTable = EngineTable()
     options: dict[str, Any] = Field(default_factory=dict, description="for every algorithm that takes them")
     algorithms: dict[str, dict[str, Any]] = Field(
@@ -163,6 +170,11 @@ class Config(Strict):
         if not title.isprintable() or len(title) > LONGEST:
             raise ValueError(f"one line of printable characters, at most {LONGEST} of them")
         return title
+
+    @property
+    def conditions(self) -> Conditions:
+        """How answers are aggregated, compressed and protected."""
+        return Conditions(self.aggregation, self.channel, self.privacy)
 
     @property
     def files(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Aggregation: from the workers' sums to one vector per output; the one weighted mean."""
+"""Aggregation: from the workers' sums to one vector per output; the one weighted mean of sums."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Aggregation:
                 if rest is not None and own:
                     mean = mean + self._elsewhere(operation, rest, tensors, options, clients)
                 if step is not None and unbiased:
-                    mean = mean + self._whole(operation, step, tensors, options, clients, scale)
+                    mean = mean + self.whole(operation, step, tensors, options, clients)
                 moved.append(mean.to(like.dtype))
             means.append(tuple(moved))
         return means
@@ -108,18 +108,17 @@ class Aggregation:
         taus = self.population.local_steps(work.steps, self.seed, clients, self.batch, work.epochs_of)
         return taus.astype(np.float64)
 
-    def _whole(
+    def whole(
         self,
         operation: Operation,
         along: tuple[str, str],
         tensors: Mapping[str, Tensor],
         options: Mapping[str, Any],
         clients: NDArray[np.int64],
-        scale: float,
     ) -> Tensor | float:
         """What is missing where the weights of S have scaled a step along an aggregate: it is `tau` steps, whole.
 
-        Each client's displacement holds `-step * tau_i * vector`, of which the weights have made
+        Each client's displacement holds `-step * tau_i * vector`, of which unbiased weights have made
         `-step * sum_S w_i tau_i * vector`; whole it is `-step * sum_i p_i tau_i * vector`, over all clients.
         """
         vector, step = along
@@ -131,7 +130,7 @@ class Aggregation:
             if isinstance(steps, int)
             else float(population.weights @ self._taus(operation, options, everyone))
         )
-        made = scale * float(population.weights[clients] @ taus)
+        made = len(population) / len(clients) * float(population.weights[clients] @ taus)
         return (made - tau) * float(options[step]) * tensors[vector].double()
 
     def elsewhere(

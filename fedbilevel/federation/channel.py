@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbilevel.blocks import Blocks
+from fedbilevel.conditions.compression import ChannelTable, Wire
 from fedbilevel.federation.messages import Operation
 
 
@@ -36,11 +37,11 @@ class Channel:
     """Between the server and its clients, who keep the vectors they were sent during one outer iteration.
 
     A vector (the same tensor object) travels to a client once between two calls of `forget`. blocks: where every client
-    has a block of x to itself, which is all of x that travels to it and from it.
+    has a block of x to itself, which is all of x that travels to it and from it; table: how answers are compressed.
     """
 
-    def __init__(self, blocks: Blocks | None = None) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: Blocks | None = None, table: ChannelTable | None = None) -> None:
+        self._blocks, self._table = blocks, table or ChannelTable()
         self._sent: dict[int, _Sent] = {}
         self._tokens = 0
 
@@ -56,10 +57,16 @@ class Channel:
         """The numbers of the vectors that may still be asked for."""
         return frozenset(sent.token for sent in self._sent.values())
 
-    def down(self, tensors: Iterable[tuple[Tensor, bool]], clients: NDArray[np.int64]) -> Traffic:
+    def down(
+        self,
+        tensors: Iterable[tuple[Tensor, bool]],
+        clients: NDArray[np.int64],
+        sizes: Mapping[int, NDArray[np.int64]] | None = None,
+    ) -> Traffic:
         """Send vectors to clients: only those that a client does not hold yet travel to it.
 
-        tensors: each with whether it is of the dimension of x, of which a client may need its own block alone.
+        tensors: each with whether it is of the dimension of x, of which a client may need its own block alone; sizes:
+        by the id of a tensor the bytes that it takes to each client, where it is compressed.
         """
         vectors, total, per_client = 0, 0, np.zeros(len(clients))
         for tensor, of_x in {id(tensor): (tensor, of_x) for tensor, of_x in tensors}.values():
@@ -67,7 +74,8 @@ class Channel:
             if sent.holders is clients:
                 continue
             new = np.ones(len(clients), np.bool_) if sent.holders is None else ~np.isin(clients, sent.holders)
-            bytes_ = new * self._bytes(tensor, of_x, clients)
+            size = None if sizes is None else sizes.get(id(tensor))
+            bytes_ = new * (self._bytes(tensor, of_x, clients) if size is None else size)
             per_client += bytes_
             vectors, total = vectors + int(new.sum()), total + int(bytes_.sum())
             sent.holders = clients if sent.holders is None else np.union1d(sent.holders, clients)
@@ -81,15 +89,16 @@ class Channel:
         for operation, results in zip(operations, means, strict=True):
             outputs = results[: len(results) - operation.report]
             for k, output in enumerate(outputs):
-                per_client += self._bytes(output, k < len(operation.gives) and operation.gives[k], clients)
+                own = k < len(operation.gives) and operation.gives[k]
+                per_client += self._bytes(output, own, clients, self._table.uplink)
             vectors += len(clients) * len(outputs)
         return Traffic(vectors, per_client.astype(np.float64), int(per_client.sum()))
 
-    def _bytes(self, tensor: Tensor, of_x: bool, clients: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _bytes(self, tensor: Tensor, of_x: bool, clients: NDArray[np.int64], wire: Wire = "exact") -> NDArray[np.int64]:
         """What this vector is to each client: whole, or its own block."""
         if of_x and self._blocks is not None:
             return self._blocks.sizes[clients] * tensor.element_size()
-        return np.full(len(clients), tensor.numel() * tensor.element_size(), np.int64)
+        return np.full(len(clients), self._table.bytes(wire, tensor.numel(), tensor.element_size()), np.int64)
 
     def _entry(self, tensor: Tensor) -> _Sent:
         """What is known of this vector. When the algorithm drops it, it can never be sent again and is forgotten."""

@@ -75,9 +75,15 @@ class Clock:
             examples += self._examples(operation, options, clients)
         return examples
 
-    def seconds(self, clients: NDArray[np.int64], gradients: NDArray[np.float64], down: Traffic, up: Traffic) -> float:
-        """How long these clients take for a round with so many examples to differentiate."""
-        return self.systems.seconds(self.seed, clients, down.bytes, up.bytes, gradients)
+    def seconds(
+        self,
+        clients: NDArray[np.int64],
+        gradients: NDArray[np.float64],
+        down: NDArray[np.float64],
+        up: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """How long each of these clients takes for a round with so many examples, and bytes down and up, [S]."""
+        return self.systems.seconds(self.seed, clients, down, up, gradients)
 
     def _examples(
         self, operation: Operation, options: Mapping[str, Any], clients: NDArray[np.int64]

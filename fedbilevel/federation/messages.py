@@ -29,6 +29,7 @@ class Request:
 
     cut: the tensors that hold the sampled clients' own blocks of x, one after another, where x falls into such blocks;
     ends: where each client's block ends there [S]; skip: the entries before those of `clients`.
+    rows: whether every client's answer is wanted by itself, instead of their sum.
     own: per name a row [S, d] for each of `clients`, which it has kept since it was last asked, and `known`, whether it
     has been asked before. What clients keep lives with the simulator, so that it outlives the death of a worker: it
     travels in the simulator, but is not communication.
@@ -45,6 +46,7 @@ class Request:
     cut: frozenset[str] = frozenset()
     ends: NDArray[np.int64] | None = None
     skip: int = 0
+    rows: bool = False
     own: Mapping[str, Kept] = field(default_factory=dict)
 
     def of(self, part: NDArray[np.int64]) -> Request:
@@ -74,12 +76,15 @@ class Reply:
 
     Sums are float64, so that adding replies in order gives the same result however clients are spread over workers.
     Where x falls into blocks of the clients' own, a sum in the space of x holds those of the worker's clients alone.
+    Where rows were asked for, `sums` holds rows [S, d] in their place, in the dtype in which clients compute.
     own: per operation what its clients keep, a row each; None for an operation that keeps nothing.
+    clients: whose answers these are; None: of all that were asked.
     """
 
     sums: tuple[tuple[Tensor, ...], ...]
     weight: float
     own: tuple[Tensor | None, ...] = ()
+    clients: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

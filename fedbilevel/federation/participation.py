@@ -58,20 +58,43 @@ class Participation:
         """Every registered client, [m]."""
         return np.arange(len(self.population))
 
-    def sample(self, iteration: int, purpose: str = "") -> NDArray[np.int64]:
+    @property
+    def asked(self) -> int | None:
+        """How many clients are asked in a round; None: all who are there."""
+        size = self.clients_per_round
+        return None if size is None else size + self.systems.over_selection
+
+    @property
+    def expected(self) -> float:
+        """How many answers a round has in the mean."""
+        m, systems = len(self.population), self.systems
+        asked = m * systems.availability if self.asked is None else min(self.asked, m * systems.availability)
+        answers = asked * (1.0 - systems.dropout)
+        return answers if self.clients_per_round is None else min(answers, self.clients_per_round)
+
+    def sample(self, iteration: int, purpose: str = "", attempt: int = 0) -> NDArray[np.int64]:
         """Return the set S of an iteration, sorted; a `purpose` of its own gives an independent set.
 
-        Clients that are not available are not asked. When nobody is available the server waits and asks again.
+        Clients that are not available are not asked. When nobody is available the server waits and asks again. A
+        further `attempt` at an iteration, in which nobody answered, draws anew. Drawn one by one (Poisson), S may be
+        empty.
         """
-        attempt, present = 0, self.everyone
+        wait, present = 0, self.everyone
         while self.systems.availability < 1.0:
-            present = np.flatnonzero(self.systems.available(self.seed, self.everyone, iteration, attempt))
+            there = self.systems.available(self.seed, self.everyone, iteration, attempt + wait)
+            present = np.flatnonzero(there)
             if len(present):
                 break
-            attempt += 1
-        size = self.clients_per_round
-        if size is None or size >= len(present):
+            wait += 1
+        size = self.asked
+        if size is None:
             return present
-        draw = randomness.generator(self.seed, randomness.SERVER, iteration, f"sampling {purpose}")
+        again = f"{purpose} {attempt}" if attempt else purpose
+        if self.systems.sampling == "poisson":
+            drawn = randomness.uniform(self.seed, present, iteration, f"poisson {again}")[:, 0]
+            return np.asarray(present[drawn < size / len(self.population)])
+        if size >= len(present):
+            return present
+        draw = randomness.generator(self.seed, randomness.SERVER, iteration, f"sampling {again}")
         chosen = draw.choice(len(present), size=size, replace=False, shuffle=False)
         return np.asarray(present[np.sort(chosen)])

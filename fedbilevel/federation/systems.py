@@ -5,12 +5,15 @@ Every draw is keyed by (seed, client), so registering a client costs nothing and
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fedbilevel import randomness
-from fedbilevel.strict import Positive, PositiveInt, Strict
+from fedbilevel.conditions.attacks import Byzantine
+from fedbilevel.strict import MOST, Positive, PositiveInt, Strict
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -76,22 +79,55 @@ class Network(Strict):
 
 
 class Systems(Strict):
-    """The `[systems]` table: availability and network of the clients."""
+    """The `[systems]` table: which clients are there, which of them answer, in time and honestly, and their network."""
 
     availability: float = Field(1.0, gt=0, le=1, description="chance that a client is there in an outer iteration")
+    availability_pattern: Literal["drawn", "blocks", "day"] = Field(
+        "drawn",
+        description="who is there: drawn in every iteration, or for a whole period; or a share `availability` of every "
+        "period, from an hour of the client's own on (day and night)",
+    )
+    availability_period: PositiveInt = Field(10, description="iterations of a period of blocks and day")
+    sampling: Literal["fixed", "poisson"] = Field(
+        "fixed", description="clients_per_round clients, or each one by a chance of its own, so many in the mean"
+    )
+    over_selection: int = Field(
+        0, ge=0, le=MOST, description="clients that are asked beyond clients_per_round, of which the fastest count"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="chance that a client that was asked fails to answer")
+    dropout_lasts: Literal["round", "iteration"] = Field(
+        "round", description="for how long it has failed: the round, or the rest of the iteration"
+    )
+    deadline_seconds: Positive | None = Field(
+        None, description="of a round in simulated seconds: later answers are lost, and the round ends there"
+    )
+    failures: Literal["end", "drop"] = Field(
+        "end", description="a real client that fails ends the run, or its answer is lost like that of a dropout"
+    )
+    byzantine: Byzantine | None = None
     network: Network = Network()
 
+    @property
+    def everybody_answers(self) -> bool:
+        """Whether whoever is asked answers."""
+        return self.dropout == 0.0 and self.deadline_seconds is None and self.over_selection == 0
+
     def available(self, seed: int, clients: IntArray, iteration: int, attempt: int) -> NDArray[np.bool_]:
-        """Which clients are there, shape [clients]; a further attempt draws anew."""
+        """Which clients are there, shape [clients]; a further attempt draws anew, or waits for the next hour."""
         if self.availability == 1.0:
             return np.ones(len(clients), dtype=np.bool_)
-        draws = randomness.uniform(seed, clients, iteration, f"availability {attempt}")[:, 0]
+        period = self.availability_period
+        if self.availability_pattern == "day":
+            begins = randomness.uniform(seed, clients, 0, "day")[:, 0]
+            return ((iteration + attempt) / period - begins) % 1.0 < self.availability
+        when = iteration // period if self.availability_pattern == "blocks" else iteration
+        draws = randomness.uniform(seed, clients, when, f"availability {attempt}")[:, 0]
         return draws < self.availability
 
     def seconds(
         self, seed: int, clients: IntArray, down_bytes: FloatArray, up_bytes: FloatArray, examples: FloatArray
-    ) -> float:
-        """Return the simulated time of one round; all arrays are per sampled client, shape [S]."""
+    ) -> FloatArray:
+        """Return the simulated time of one round of each client; all arrays are per client, shape [S]."""
         n = self.network
 
         def drawn(median: float, what: str) -> FloatArray | float:
@@ -102,5 +138,4 @@ class Systems(Strict):
         seconds = 2e-3 * drawn(n.latency_ms, "latency")
         seconds = seconds + 8e-6 * down_bytes / drawn(n.downlink_mbps, "downlink")
         seconds = seconds + 8e-6 * up_bytes / drawn(n.uplink_mbps, "uplink")
-        seconds = seconds + examples / drawn(n.examples_per_second, "speed")
-        return float(np.max(seconds))
+        return np.asarray(seconds + examples / drawn(n.examples_per_second, "speed"), dtype=np.float64)

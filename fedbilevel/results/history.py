@@ -33,11 +33,14 @@ of the direction that moved x; columns only where a run looks for that solution.
 WORK_COLUMNS: tuple[str, ...] = ("gradient_evaluations",)
 """What clients have computed so far, all together: gradients of single examples, a second-order product counted twice;
 only in histories that count it."""
+PRIVACY_COLUMNS: tuple[str, ...] = ("epsilon",)
+"""What a run has spent of its clients' privacy, at the delta of its config; only where a run is private."""
 METRIC_PREFIX = "metric_"
 
 Row = dict[str, object]
 """One evaluation: a value for each of `COLUMNS`, of `SOLUTION_COLUMNS` where the lower level is solved, of
-`WORK_COLUMNS`, and for the problem's own `metric_*`; None where there is none."""
+`WORK_COLUMNS`, of `PRIVACY_COLUMNS` where a run is private, and for the problem's own `metric_*`; None where there is
+none."""
 
 _INTEGERS = frozenset({"seed", "iteration", "round", "uplink_bytes", "downlink_bytes", *WORK_COLUMNS})
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -57,9 +60,9 @@ def number(row: Mapping[str, object], column: str) -> float | None:
 def write_history(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
     """Write the rows as csv, whole or not at all.
 
-    Columns are `COLUMNS`, `SOLUTION_COLUMNS` and `WORK_COLUMNS` if any row has them, then every `metric_*` seen in any
-    row, sorted. None
-    or a missing key becomes an empty field; a float is written with the digits that give back the very same float64.
+    Columns are `COLUMNS`; `SOLUTION_COLUMNS`, `WORK_COLUMNS` and `PRIVACY_COLUMNS` if any row has them; then every
+    `metric_*` seen in any row, sorted. None or a missing key becomes an empty field; a float is written with the digits
+    that give back the very same float64.
 
     Raises `BadInput` if the file cannot be written; `TypeError` for a value, `ValueError` for a key that has no place
     in the table.
@@ -68,10 +71,11 @@ def write_history(path: PathLike, rows: Iterable[Mapping[str, object]]) -> None:
     seen = {key for row in rows for key in row} - set(COLUMNS)
     solved = SOLUTION_COLUMNS if seen & set(SOLUTION_COLUMNS) else ()
     worked = WORK_COLUMNS if seen & set(WORK_COLUMNS) else ()
-    seen -= {*SOLUTION_COLUMNS, *WORK_COLUMNS}
+    private = PRIVACY_COLUMNS if seen & set(PRIVACY_COLUMNS) else ()
+    seen -= {*SOLUTION_COLUMNS, *WORK_COLUMNS, *PRIVACY_COLUMNS}
     if strange := sorted(key for key in seen if not key.startswith(METRIC_PREFIX)):
         raise ValueError(f"history: no column {strange[0]!r}; a problem's own measures are named {METRIC_PREFIX}*")
-    columns = [*COLUMNS, *solved, *worked, *sorted(seen)]
+    columns = [*COLUMNS, *solved, *worked, *private, *sorted(seen)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -139,7 +143,7 @@ def _text(path: PathLike) -> str:
 
 
 def _header(path: PathLike, columns: list[str]) -> list[str]:
-    optional = (*SOLUTION_COLUMNS, *WORK_COLUMNS)
+    optional = (*SOLUTION_COLUMNS, *WORK_COLUMNS, *PRIVACY_COLUMNS)
     known = {*COLUMNS, *optional}
     where = f"{path}, line 1"
     allowed = f"the columns {', '.join(COLUMNS)}, {', '.join(optional)} and {METRIC_PREFIX}*, each once"

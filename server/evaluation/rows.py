@@ -79,7 +79,7 @@ class Evaluator:
             "test_accuracy": measures.pop("test_accuracy", None),
             "hypergradient_norm": None if h is None else float(torch.linalg.vector_norm(h.double())),
         }
-        own = {f"metric_{name}": value for name, value in measures.items()}
+        own = {f"metric_{name}": value for name, value in measures.items()} | fed.measures()
         for name in ("upper_loss", "lower_loss", "test_loss"):
             value = row[name]
             if isinstance(value, float) and not np.isfinite(value):

@@ -121,7 +121,7 @@ class GridExchange:
                 if node in replies and (names := _missing(replies[node])):
                     where = f"{_span(clients)}, {_what(request)}"
                     raise ClientFailed(f"{where}: the node has lost what it was just sent: {', '.join(names)}")
-        return [_unpacked(replies[node]) for node, _ in parts if node in replies]
+        return [_unpacked(replies[node], clients) for node, clients in parts if node in replies]
 
     def _ask(self, request: Request, parts: list[tuple[int, np.ndarray]]) -> dict[int, Message]:
         """Return each node's reply. Raises ClientFailed for one that says what went wrong, or that does not come
@@ -136,6 +136,7 @@ class GridExchange:
             "iteration": request.iteration,
             "round": request.round,
             "cut": sorted(request.cut),
+            "rows": request.rows,
         }
         text = json.dumps(what, default=_plain)  # one text: every entry of a record costs, on each of its copies
         messages = []
@@ -206,7 +207,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _unpacked(reply: Message) -> Reply:
+def _unpacked(reply: Message, clients: np.ndarray) -> Reply:
     outputs: dict[int, dict[int, Tensor]] = {}
     for key, array in reply.content.array_records["sums"].items():
         i, j = (int(part) for part in key.split("."))
@@ -216,7 +217,7 @@ def _unpacked(reply: Message) -> Reply:
     assert isinstance(weight, float)
     rows = reply.content.array_records.get("own", ArrayRecord())
     own = tuple(tensor_from_array(rows[str(i)]) if str(i) in rows else None for i in range(len(sums)))
-    return Reply(sums, weight, own)
+    return Reply(sums, weight, own, clients)
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ import io
 import math
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,40 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from fedbilevel.errors import BadInput
+from fedbilevel.errors import BadInput, said
 from fedbilevel.federation.ledger import Ledger
 from fedbilevel.results.files import file_name, write_whole
 from server.kit.algorithm import State
 
-SCHEMA = 2
+SCHEMA = 3
 _MAGIC = f"fedbilevel checkpoint {SCHEMA}\n".encode()
 _DIGEST = hashlib.blake2b().digest_size
 _ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
+class _Federation:
+    """What `Federation.remembered` gives."""
+
+    __pydantic_config__ = _ANY_CLASS
+
+    lost: int = 0
+    repeated: int = 0
+    dropped: int = 0
+    last: dict[str, Tensor] = field(default_factory=dict)
+    downlink: dict[str, tuple[Tensor, list[int]]] = field(default_factory=dict)
+    clips: dict[str, float] = field(default_factory=dict)
+    groups: dict[int, int] = field(default_factory=dict)
+
+
+_REMEMBERED = TypeAdapter(_Federation)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Where a run can go on: its state after `iteration` iterations, the time spent and the ledger's totals.
 
-    evaluations: the rows made so far.
+    evaluations: the rows made so far; federation: what it carries on beside the ledger.
     """
 
     state: State
@@ -39,6 +57,7 @@ class Checkpoint:
     seconds: float
     ledger: Mapping[str, int | float]
     evaluations: int = 0
+    federation: Mapping[str, Any] = field(default_factory=lambda: vars(_Federation()))
 
 
 class Checkpoints:
@@ -64,6 +83,7 @@ class Checkpoints:
             "evaluations": checkpoint.evaluations,
             "seconds": checkpoint.seconds,
             "ledger": dict(checkpoint.ledger),
+            "federation": dict(checkpoint.federation),
         }
         packed = io.BytesIO()
         torch.save(content, packed)
@@ -119,7 +139,16 @@ class Checkpoints:
         _hold(state, first)
         totals = {total: _number(content["ledger"][total], type(value)) for total, value in Ledger().totals().items()}
         iteration, evaluations = (_number(content[each], int) for each in ("iteration", "evaluations"))
-        return Checkpoint(state, int(iteration), float(_number(content["seconds"], float)), totals, int(evaluations))
+        seconds, federation = float(_number(content["seconds"], float)), _remembered(content["federation"])
+        return Checkpoint(state, int(iteration), seconds, totals, int(evaluations), federation)
+
+
+def _remembered(held: Any) -> Mapping[str, Any]:
+    """Raises ValueError for what a federation has not remembered."""
+    try:
+        return vars(_REMEMBERED.validate_python(_Federation(**held), strict=True))
+    except (ValidationError, TypeError) as error:
+        raise ValueError(f"what the federation remembers: {said(error)}") from None
 
 
 def _number(value: object, kind: type[int] | type[float]) -> int | float:

@@ -20,6 +20,8 @@ _VECTORS = 12
 """Copies of x and y at one time: the server's state, the message, the node's copies, and float64 sums."""
 _ROWS = 6
 """Copies of each client's own x or y in a local step: the iterate, two gradients, their difference, temporaries."""
+_APART = 5
+"""Copies in float64 of every client's answer: as it came, its displacement, what is left of it, and the rule's own."""
 _TASK = 12
 """Copies of each task's own parameters: the iterate, a direction, its derivatives, temporaries."""
 
@@ -53,8 +55,11 @@ def estimate(
     clients_per_round: int | None,
     *,
     solved: bool = False,
+    apart: bool = False,
 ) -> Estimate:
-    """Estimate the peak of a run of one worker that evaluates on all clients; solved: at the lower solution too."""
+    """Estimate the peak of a run of one worker that evaluates on all clients; solved: at the lower solution too;
+    apart: every client's own answer is needed.
+    """
     x, y = start
     population = Population.of(problem.clients)
     m = len(population)
@@ -65,7 +70,7 @@ def estimate(
     if is_local(problem):
         own = options if isinstance(options, TaskOptions) else TaskOptions()
         sets, rows = _of_tasks(problem, x, own, m, sampled)
-        return Estimate(gathered, sets, vectors, rows)
+        return Estimate(gathered, sets, vectors, rows + (_APART * 8.0 * sampled * x.numel() if apart else 0.0))
     own_x = x.numel() if problem.clients.blocks is None else int(problem.clients.blocks.sizes.max())
     kept = options.kept_by_clients(own_x, y.numel())
     rows = float(m * kept * x.element_size())
@@ -75,6 +80,8 @@ def estimate(
         rows += _ROWS * sampled * own_x * x.element_size()
     if local_y:
         rows += _ROWS * sampled * y.numel() * y.element_size()
+    if apart:
+        rows += _APART * 8.0 * sampled * (x.numel() + y.numel())
     prepared = 2.0 * everyone * _prepared_bytes(problem, x)
     wider = 8 / x.element_size()
     copied = wider * data if wider > 1 else 0.0

@@ -48,7 +48,8 @@ class Job:
     def run(self) -> Run:
         """Return what the loop needs."""
         algorithm = self.entry.build(self.options)
-        return Run(self.label, self.seed, algorithm, self.config.run, self.config.systems)
+        config = self.config
+        return Run(self.label, self.seed, algorithm, config.run, config.systems, config.conditions)
 
     def setup(self) -> Setup:
         """Return what a worker needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedbilevel.conditions.tables import Conditions
 from fedbilevel.config.tables import RunTable
 from fedbilevel.errors import BadInput, RunFailed, said
 from fedbilevel.federation.messages import Exchange
@@ -32,6 +34,7 @@ from server.evaluation.rows import Evaluator
 from server.evaluation.solution import every
 from server.kit.algorithm import Algorithm, State
 from server.kit.options import Options
+from server.running import conditions
 from server.running.checkpoints import Checkpoint
 from server.running.estimate import estimate
 
@@ -82,6 +85,7 @@ class Run:
     algorithm: Algorithm[Any]
     table: RunTable
     systems: Systems
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def batch(self) -> BatchSize:
@@ -96,9 +100,10 @@ class Run:
 
     def remarks(self, problem: Problem, options: Options) -> list[str]:
         """What the options say of running with these clients and batches."""
-        asked, m = self.table.clients_per_round, len(problem.clients)
-        sampled = (asked is not None and asked < m) or self.systems.availability < 1.0
-        return options.remarks(sampled=sampled, minibatches=(self.batch, self.gradient_batch) != (None, None))
+        asked, m, systems = self.table.clients_per_round, len(problem.clients), self.systems
+        sampled = (asked is not None and asked < m) or systems.availability < 1.0 or not systems.everybody_answers
+        own = options.remarks(sampled=sampled, minibatches=(self.batch, self.gradient_batch) != (None, None))
+        return [*own, *conditions.remarks(self.conditions, systems, problem.clients.weights, self.table)]
 
     def check(self, problem: Problem, options: Options) -> None:
         """Raises BadInput for what only the problem can tell: too few clients for a sample, local steps for others,
@@ -108,8 +113,13 @@ class Run:
         sample = self.table.clients_per_round
         if sample is not None and sample > m:
             raise BadInput("run.clients_per_round", sample, f"at most the number of clients, {m}")
+        conditions.hold(self.conditions, self.systems, self.table, problem, self.seed)
         a = self.systems.availability
-        if a < 1.0 and (present := -math.expm1(m * math.log1p(-a))) < 1.0 / MOST_WAITS:
+        if (
+            a < 1.0
+            and self.systems.availability_pattern != "day"
+            and (present := -math.expm1(m * math.log1p(-a))) < 1.0 / MOST_WAITS
+        ):
             allowed = (
                 f"a chance by which one of {m} clients is there at least once in {MOST_WAITS} times, not {present:.1g}"
             )
@@ -125,7 +135,8 @@ class Run:
         solved = every(self.table.solution_every, problem, *start) > 0
         self._hold_stop(problem, start, solved=solved)
         if not is_hollow(problem.clients):  # else the clients are elsewhere, and so is the memory that they take
-            need = estimate(problem, start, options, sample, solved=solved).total
+            apart = conditions.apart(self.conditions, self.systems)
+            need = estimate(problem, start, options, sample, solved=solved, apart=apart).total
             require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
@@ -189,6 +200,7 @@ def run_one(
         batch=run.batch,
         gradient_batch=run.gradient_batch,
         x_shapes=getattr(problem, "x_shapes", ()),
+        conditions=run.conditions,
     )
     rows: list[Row] = []
     entries: list[TraceEntry] = []
@@ -196,7 +208,7 @@ def run_one(
     iteration = 0
 
     ending = table.ending
-    stopped = False
+    stopped = reported = False
 
     def done() -> bool:
         if stopped or enough():
@@ -211,7 +223,7 @@ def run_one(
         rows.append(row)
         stopped = (observe(row) is True) or ending.met(row)
         if keep is not None:
-            keep(Checkpoint(state, iteration, seconds, fed.ledger.totals(), evaluator.made))
+            keep(Checkpoint(state, iteration, seconds, fed.ledger.totals(), evaluator.made, fed.remembered()))
 
     try:
         first = start or initial(problem, run.seed)
@@ -224,13 +236,16 @@ def run_one(
             evaluator.made = resume.evaluations
             for name, value in resume.ledger.items():
                 setattr(fed.ledger, name, value)
+            fed.remember(resume.federation)
         evaluated = fed.ledger.rounds
         while not done():
             before, began = fed.ledger.rounds, time.perf_counter()
-            fed.begin(iteration)
             used = state.x
-            state = run.algorithm.step(state, fed)
+            state = conditions.persevere(functools.partial(run.algorithm.step, state, fed), fed, iteration)
             seconds += time.perf_counter() - began
+            if fed.rows.dropped and not reported:
+                reported = True
+                say(f"{run.label}, seed {run.seed}: answers that are not finite were dropped, {fed.rows.dropped_where}")
             iteration += 1
             tick(iteration, fed.ledger.rounds)
             if trace:

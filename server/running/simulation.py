@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clients.node import Setting
+from fedbilevel.conditions.compression import ChannelTable
+from fedbilevel.conditions.privacy import PrivacyTable
+from fedbilevel.conditions.rule import AggregationTable
+from fedbilevel.conditions.tables import Conditions
 from fedbilevel.config.build import build
 from fedbilevel.config.tables import RunTable
 from fedbilevel.config.validation import validated
 from fedbilevel.data import federate
+from fedbilevel.data.poison import flipped_share, poisoned
 from fedbilevel.errors import BadInput, unknown
 from fedbilevel.federation.systems import Systems
 from fedbilevel.machine.device import Device, chosen
@@ -22,10 +27,13 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import convert, inspect_problem
 from fedbilevel.results.history import Row
 from fedbilevel.results.targets import Target, hold_target, measured
+from fedbilevel.strict import Strict
 from server.grids.engines import opened
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
 from server.running.run import Result, Run, initial, run_one
+
+T = TypeVar("T", bound=Strict)
 
 
 def simulate(
@@ -47,6 +55,9 @@ def simulate(
     max_bytes: float | None = None,
     max_simulated_seconds: float | None = None,
     systems: Systems | Mapping[str, Any] | None = None,
+    aggregation: AggregationTable | Mapping[str, Any] | None = None,
+    channel: ChannelTable | Mapping[str, Any] | None = None,
+    privacy: PrivacyTable | Mapping[str, Any] | None = None,
     trace: bool = False,
     x0: Tensor | None = None,
     y0: Tensor | None = None,
@@ -92,7 +103,9 @@ def simulate(
     max_bytes, max_simulated_seconds
         End the run with the iteration that reaches so many bytes, uplink and downlink, or simulated seconds.
     systems
-        Availability and network, as in the `[systems]` table.
+        Who is there, who answers in time and honestly, and the network, as in the `[systems]` table.
+    aggregation, channel, privacy
+        How answers are aggregated, compressed and protected, as in the tables of these names.
     trace
         Keep x, y, hypergradient and rounds of every iteration.
     x0, y0
@@ -145,12 +158,19 @@ def simulate(
         "",
     )
     taken = applicable(plain, entry)
-    network = systems if isinstance(systems, Systems) else validated(Systems, dict(systems or {}), "systems")
+    network = _table(Systems, systems or {}, "systems")
+    conditions = Conditions(
+        _table(AggregationTable, aggregation or {}, "aggregation"),
+        _table(ChannelTable, channel or {}, "channel"),
+        None if privacy is None else _table(PrivacyTable, privacy, "privacy"),
+    )
     if engine == "local":
         chosen(table.device, "device")
     ready = _ready(problem, dtype, table.seeds[0])
+    if share := flipped_share(network.byzantine):
+        ready = poisoned(ready, share, table.seeds[0])
     entry.hold(ready, "algorithm")
-    setting = Run(algorithm, table.seeds[0], entry.build(taken), table, network)
+    setting = Run(algorithm, table.seeds[0], entry.build(taken), table, network, conditions)
     try:
         setting.check(ready, taken)
     except BadInput as error:
@@ -194,6 +214,11 @@ def applicable(options: Mapping[str, Any], entry: Entry) -> Options:
         if name not in option_names(entry):
             raise unknown("options", name, option_names(entry))
     return entry.parse({name: value for name, value in options.items() if name in entry.options.model_fields})
+
+
+def _table(kind: type[T], value: T | Mapping[str, Any], key: str) -> T:
+    """A table that may be given as a mapping. Raises BadInput."""
+    return value if isinstance(value, kind) else validated(kind, dict(value), key)
 
 
 def _plain(value: Any) -> Any:

@@ -65,7 +65,7 @@ def lengths(fed: Federation, o: Options) -> NDArray[np.float64]:
     tau, a = fed.local_steps(o.local_steps), o.coefficients
     if a is None:
         return tau.astype(np.float64)
-    own: list[Any] = [a[client] if isinstance(a[0], list) else a for client in fed.sampled]
+    own: list[Any] = [a[client] if isinstance(a[0], list) else a for client in fed.answered]
     return np.array([sum(each[:steps]) for each, steps in zip(own, tau, strict=True)], dtype=np.float64)
 
 
