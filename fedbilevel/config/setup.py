@@ -70,7 +70,9 @@ class Setup(Strict):
         """Build the problem; the latest two are kept, as long as the user's files are the same. Raises BadInput."""
         data, seed, own, content = self._drawn()
         tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
-        return _problem(json.dumps(tables), seed, own, self.dtype, content, self.flipped, self.seed)
+        return _problem(
+            json.dumps(tables), seed, own, self.dtype, content, self.flipped, self.seed if self.flipped else 0
+        )
 
     def recipe(self) -> dict[str, Any]:
         """What the problem is made of, with everything written out; the same for every run of the same problem.
@@ -80,9 +82,9 @@ class Setup(Strict):
         data, seed, own, content = self._drawn()
         problem = defaults(self.problem_table.name) | self.problem_table.model_dump()
         spread = data and partition_parameters(data.partition) | data.model_dump() | {"seed": seed}
-        whole = {"problem": problem, "data": spread, "seed": own, "run": {"dtype": self.dtype}, "files": content}
-        whole["flipped"] = [self.flipped, self.seed] if self.flipped else None
-        return dict(json.loads(json.dumps(whole)))
+        flipped = [self.flipped, self.seed] if self.flipped else None
+        drawn = {"seed": own, "flipped": flipped, "files": content, "run": {"dtype": self.dtype}}
+        return dict(json.loads(json.dumps({"problem": problem, "data": spread, **drawn})))
 
     def _drawn(self) -> tuple[DataTable | None, int, int, str]:
         """The data table, the seed of its partition, that of the problem (0 where there is none), and its files."""

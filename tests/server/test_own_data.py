@@ -1,11 +1,12 @@
 """Parties with files of their own: the history is that of one place, and a client's examples never leave its node."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message
 
 from clients.own import OwnNode
 from fedbilevel.config.setup import Setup
@@ -13,6 +14,7 @@ from fedbilevel.config.tables import read
 from fedbilevel.errors import BadInput, ClientFailed, RunFailed
 from fedbilevel.federation.messages import Request
 from fedbilevel.problem import Problem, leaves
+from fedbilevel.report import RunDirectory
 from fedbilevel.shares.share import Share
 from server.running.deal import SERVER, node_file
 from server.running.plan import plan
@@ -100,6 +102,33 @@ def test_a_node_holds_its_own_clients_alone_and_the_server_none(folder: Path, se
     assert clients.weights.tolist() == whole.clients.weights.tolist()
     held = all_bytes(folder / SERVER)
     assert not [trace for trace in traces(whole) if trace in held]
+
+
+class DyingGrid(RecordingGrid):
+    """The node of partition 1 is silent from the given exchange on, the hello being the first."""
+
+    def __init__(self, folder: Path, last: int) -> None:
+        super().__init__(folder)
+        self._left = last
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        self._left -= 1
+        silent = self.get_node_ids()[1] if self._left < 0 else None
+        return super().send_and_receive([m for m in messages if m.metadata.dst_node_id != silent], timeout=timeout)
+
+
+def test_with_drop_the_run_goes_on_without_a_node_that_is_silent(config: Path, folder: Path, tmp_path: Path) -> None:
+    """FedAvg-like rounds of a vector each way: with the five clients of seven that are left, 5/7 of the bytes."""
+    out = tmp_path / "out"
+    overrides = "systems.failures=drop; run.iterations=4; options={upper_step=0.1}; algorithms={simfbo={}}"
+    run_app(DyingGrid(folder, 4), config=str(config), data=str(folder / SERVER), out=str(out), set=overrides)
+    rows = RunDirectory.open(out).read_history()
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
+    losses = [float(str(row[name])) for row in rows for name in ("upper_loss", "lower_loss", "test_loss")]
+    assert np.isfinite(losses).all()
+    up = np.diff([float(str(row["uplink_bytes"])) for row in rows])
+    assert up[0] > 0
+    assert (up[1:] * 7 == up[0] * 5).all()
 
 
 def test_a_node_refuses_to_be_asked_for_anothers_client(folder: Path, setup: Setup, whole: Problem) -> None:

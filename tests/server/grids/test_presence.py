@@ -132,7 +132,7 @@ def test_without_any_node_the_run_fails() -> None:
     grid = FailingGrid()
     exchange = GridExchange(Placement(grid, 6), "", drop=True, patience=0.05)
     grid.unlisted = set(grid.get_node_ids())
-    with pytest.raises(RunFailed, match="none of 3 nodes has been there for 0.05 s"):
+    with pytest.raises(RunFailed, match=r"none of 3 nodes has been there for 0\.05 s"):
         ask(exchange)
 
 
