@@ -11,57 +11,60 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.running.deal import SERVER, node_file
-from tests.flower import REPOSITORY, Flower, free_ports
+from tests.flower import REPOSITORY, Flower, free_ports, stop_all
 
 
 class Deployment(Flower):
-    """A SuperLink and SuperNodes, each with its file of a folder that was dealt; whoever makes one has to `stop_all`."""
+    """A SuperLink and SuperNodes, each with its file of a folder that was dealt; `stop` ends whatever was started."""
 
     def __init__(self, home: Path, folder: Path, nodes: int = 3) -> None:
         super().__init__(home)
-        self._home, self._folder = home, folder
+        self._home, self._folder, self._count = home, folder, nodes
+        self._started: list[subprocess.Popen[bytes]] = []
         self.environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.1"
         self.environment.pop("FEDBILEVEL_DATA", None)  # a node has its own file and nothing else
-        link, *own = free_ports(1 + nodes)
-        self.link = f"127.0.0.1:{link}"
+        self._port, *self._own = free_ports(1 + nodes)
+        self.link = f"127.0.0.1:{self._port}"
         config = Path(self.environment["FLWR_HOME"]) / "config.toml"
         config.parent.mkdir(parents=True, exist_ok=True)
         superlink = f'[superlink.loopback]\naddress = "{self.link}"\ninsecure = true\n'
         config.write_text(f'[superlink]\ndefault = "loopback"\n\n{superlink}')
+
+    def start(self) -> None:
+        """Start the SuperLink, and when it is there the SuperNodes."""
         runtime = ["--insecure", "--host", "127.0.0.1", "--port"]
-        self._start("link", ["flower-superlink", *runtime, link, "--disable-runtime-dependency-installation"])
-        until(lambda: answers(int(link)), 60, self.said)
+        self._start("link", ["flower-superlink", *runtime, self._port, "--disable-runtime-dependency-installation"])
+        until(lambda: answers(int(self._port)), 60, self.said)
         self.nodes = []
-        for j, port in enumerate(own):
-            told = f'partition-id={j} num-partitions={nodes} data="{folder / node_file(j)}"'
+        for j, port in enumerate(self._own):
+            told = f'partition-id={j} num-partitions={self._count} data="{self._folder / node_file(j)}"'
             node = ["flower-supernode", *runtime, port, "--superlink", self.link, "--node-config", told]
             self.nodes.append(self._start(f"node{j}", node))
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with open(self._home / f"{name}.log", "wb") as log:
-            return subprocess.Popen(
-                command, env=self.environment, cwd=self._home, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    def begin(self, run_config: str) -> subprocess.Popen[bytes]:
-        """Start a run of the server's file, whose log goes to a file of ours."""
-        with open(self._home / "run.log", "wb") as log:
-            return subprocess.Popen(
-                [
-                    "flwr",
-                    "run",
-                    ".",
-                    "loopback",
-                    "--stream",
-                    "--run-config",
-                    f"{run_config} data='{self._folder / SERVER}'",
-                ],
+            started = subprocess.Popen(
+                command,
                 env=self.environment,
-                cwd=REPOSITORY,
+                cwd=REPOSITORY if name == "run" else self._home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+        self._started.append(started)
+        return started
+
+    def stop(self) -> dict[int, str]:
+        """End all, whoever started it; returns what had to be killed."""
+        stubborn = stop_all(self.variable)
+        for each in self._started:
+            each.wait(20)
+        return stubborn
+
+    def begin(self, run_config: str) -> subprocess.Popen[bytes]:
+        """Start a run of the server's file, whose log goes to a file of ours."""
+        given = f"{run_config} data='{self._folder / SERVER}'"
+        return self._start("run", ["flwr", "run", ".", "loopback", "--stream", "--run-config", given])
 
     def finished(self, run: subprocess.Popen[bytes], seconds: float) -> str:
         """Wait for a run, and return its log."""

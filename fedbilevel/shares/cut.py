@@ -56,15 +56,28 @@ def for_server(problem: Problem) -> Problem:
 
 
 def kept_measures(whole: Problem, part: Problem, x: Tensor, y: Tensor) -> tuple[list[str], list[str]]:
-    """The measures of `evaluate` that a part of a problem takes as the whole one does, and those that it cannot."""
+    """The measures of `evaluate` that a part of a problem takes as the whole one does, and those that it cannot.
+
+    They are held against each other near (x, y). Where some differ, one that is the same everywhere is not trusted: an
+    accuracy of 0 may be that of no examples.
+    """
+    draw = torch.Generator().manual_seed(0)
+    points = [(x, y), *((_near(x, draw), _near(y, draw)) for _ in range(2))]
     with torch.no_grad():
-        wanted = {name: float(value) for name, value in whole.evaluate(x, y).items()}
+        wanted = [{name: float(value) for name, value in whole.evaluate(*point).items()} for point in points]
         try:
-            found: Mapping[str, Any] = part.evaluate(x, y)
+            found = [{name: float(value) for name, value in part.evaluate(*point).items()} for point in points]
         except Exception:  # whatever comes of it that there are no examples
-            found = {}
-    same = [name for name, value in wanted.items() if name in found and _equal(float(found[name]), value)]
-    return same, [name for name in wanted if name not in same]
+            found = [{} for _ in points]
+    pairs = {name: [(a[name], b.get(name, math.nan)) for a, b in zip(wanted, found, strict=True)] for name in wanted[0]}
+    same = [name for name, values in pairs.items() if all(_equal(a, b) for a, b in values)]
+    if len(same) < len(pairs):
+        same = [name for name in same if len({a for a, _ in pairs[name]}) > 1]
+    return same, [name for name in pairs if name not in same]
+
+
+def _near(vector: Tensor, draw: torch.Generator) -> Tensor:
+    return vector + torch.randn(len(vector), generator=draw, dtype=torch.float64).to(vector)
 
 
 def measuring(problem: Problem, names: list[str]) -> Problem:
@@ -103,10 +116,10 @@ def _arrays(name: str, value: Any) -> Arrays:
 def _holds(array: Any, clients: ClientData) -> bool:
     """Whether most of some of the clients' examples stand in this array, row by row, or all of a column of theirs."""
     for level in (clients.lower, clients.upper):
-        values = (
-            {k: v for k, v in level.values.items() if k != OWN} if isinstance(level.values, Mapping) else level.values
-        )
-        for leaf in leaves(values):  # places in x are nobody's data
+        values = level.values
+        if isinstance(values, Mapping):  # places in x are nobody's data
+            values = {name: value for name, value in values.items() if name != OWN}
+        for leaf in leaves(values):
             held = leaf.numpy(force=True)
             if held.ndim < 2:
                 if len(held) > _LOOKED_AT and held.shape == array.shape and bool((held == array).all()):

@@ -14,7 +14,7 @@ from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from tests.app_runs import assert_same_history, run_locally, write_text
 from tests.deployment import Deployment, until
-from tests.flower import processes_with, stop_all
+from tests.flower import processes_with
 from tests.parties import CONFIG, dealt
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,13 +37,14 @@ def deployment(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     if not Path("/proc/self/environ").exists() or shutil.which("flwr", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("needs /proc to find processes, and flwr beside this Python")
     home = Path(tempfile.mkdtemp(prefix="fb"))
-    variable = f"FLWR_HOME={home / 'flwr'}"
+    parties = Deployment(home, dealt(config, tmp_path_factory.mktemp("dealt") / "files"))
     try:
-        yield Deployment(home, dealt(config, tmp_path_factory.mktemp("dealt") / "files"))
+        parties.start()
+        yield parties
     finally:
-        stop_all(variable)
+        parties.stop()
         time.sleep(0.2)
-        left = processes_with(variable)
+        left = processes_with(parties.variable)
         shutil.rmtree(home, ignore_errors=True)
     assert not left
 
@@ -80,5 +81,5 @@ def test_a_run_goes_on_when_a_node_is_killed(deployment: Deployment, config: Pat
 
 def rows_of(folder: Path) -> list[Row]:
     """The rows so far: the file is written whole."""
-    directory = folder / "history.csv"
-    return RunDirectory.open(folder).read_history() if directory.exists() else []
+    directory = RunDirectory(folder)
+    return directory.read_history() if directory.history_path.exists() else []
