@@ -15,6 +15,7 @@ from tests.docs.blocks import PAGES, blocks, run_page
 SLOW = {
     "README.md",
     "docs/guide/configs.md",
+    "docs/guide/deployment.md",
     "docs/guide/exactness.md",
     "docs/guide/judging.md",
     "docs/guide/run_directories.md",
