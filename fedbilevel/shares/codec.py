@@ -35,12 +35,10 @@ def encode(value: Any, arrays: Arrays, place: str) -> Any:
     """
     if value is None or type(value) in _PLAIN:
         return value
-    if isinstance(value, Tensor):
-        arrays[place] = value.numpy(force=True)
-        return {"tensor": place}
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        arrays[place] = value
-        return {"array": place}
+    if isinstance(value, Tensor | np.ndarray) and (held := _array(value)).dtype.kind in "biuf":
+        name = place if place not in arrays else f"{place} {len(arrays)}"
+        arrays[name] = held
+        return {"tensor" if isinstance(value, Tensor) else "array": name}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return value.item()
     if isinstance(value, torch.dtype):
@@ -89,6 +87,10 @@ def decode(told: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
                 own[key] = own[each["same"]] if isinstance(each, dict) and "same" in each else decode(each, arrays)
             return made
     raise Unknown(f"{str(told)[:60]!r} is no value")
+
+
+def _array(value: Tensor | NDArray[Any]) -> NDArray[Any]:
+    return value.numpy(force=True) if isinstance(value, Tensor) else value
 
 
 def _may(module: str) -> bool:

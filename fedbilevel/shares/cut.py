@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbilevel.blocks import OWN
 from fedbilevel.errors import BadInput, users_code
 from fedbilevel.problem import ClientData, Problem, Ragged, leaves, map_examples
-from fedbilevel.shares.codec import Arrays, Unknown, encode
+from fedbilevel.shares.codec import Arrays, encode
 
 _LOOKED_AT = 64
 """So many examples of every client's are looked for in what is not to hold them."""
@@ -108,7 +108,7 @@ def _arrays(name: str, value: Any) -> Arrays:
     found: Arrays = {}
     try:
         encode(value, found, name)
-    except Unknown as error:
+    except TypeError as error:
         raise BadInput("problem.name", name, f"a problem of plain values and tensors, and {error}") from None
     return found
 

@@ -17,7 +17,7 @@ from fedbilevel.config.setup import Setup
 from fedbilevel.errors import NOTHING, BadInput
 from fedbilevel.problem import Problem
 from fedbilevel.results.files import PathLike, write_whole
-from fedbilevel.shares.codec import Arrays, Unknown, decode, encode
+from fedbilevel.shares.codec import Arrays, decode, encode
 from fedbilevel.shares.cut import measuring
 
 SCHEMA = 1
@@ -57,7 +57,7 @@ class Share:
         arrays: Arrays = {}
         try:
             told = encode(problem, arrays, "problem")
-        except Unknown as error:
+        except TypeError as error:
             name = setup.problem_table.name
             raise BadInput("problem.name", name, f"a problem of plain values and tensors, and {error}") from None
         return cls("", setup.recipe(), partition, partitions, *span, *measures, told, arrays)
@@ -95,7 +95,7 @@ class Share:
         self._hold(setup)
         try:
             problem: Problem = decode(self.told, self.arrays)
-        except (Unknown, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise BadInput("data", self.path, f"a share of this version's: {error}") from None
         return measuring(problem, self.measures) if self.lost else problem
 

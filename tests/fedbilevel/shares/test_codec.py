@@ -54,6 +54,12 @@ def test_tensors_and_arrays_come_back_as_copies() -> None:
     assert tensor[0, 0] == 1.0
 
 
+def test_arrays_whose_names_would_be_one_stay_two() -> None:
+    found = there_and_back({"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}})
+    assert float(found["a.b"]) == 1.0
+    assert float(found["a"]["b"]) == 0.0
+
+
 def test_levels_that_are_one_object_stay_one() -> None:
     single = ClientData.single([torch.ones(2, 3), torch.zeros(1, 3)])
     found = there_and_back(single)
