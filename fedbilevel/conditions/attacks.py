@@ -15,7 +15,7 @@ from fedbilevel import randomness
 from fedbilevel.strict import Positive, PositiveInt, Strict
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Attack = Literal["sign_flip", "ipm", "alie", "gaussian", "mimic", "nan", "label_flip"]
+Attack = Literal["none", "sign_flip", "ipm", "alie", "gaussian", "mimic", "nan", "label_flip"]
 
 
 class Byzantine(Strict):
@@ -37,6 +37,11 @@ class Byzantine(Strict):
         if self.attack == "label_flip" and isinstance(self.share, list):
             raise ValueError("label_flip changes the data of its clients, once and for all: one share")
         return self
+
+    @property
+    def of_answers(self) -> bool:
+        """Whether it is answers that are falsified, and not data, or nothing."""
+        return self.attack not in ("none", "label_flip")
 
     @property
     def largest_share(self) -> float:
@@ -71,9 +76,9 @@ def attacked(
     attackers among the n. sign_flip: `-strength u_i`; ipm: `-strength m` (Xie et al., UAI 2019); alie: `m - z s`, z =
     strength Phi^-1((n-f-q)/(n-f)), q = floor(n/2 + 1) - f (Baruch et al., NeurIPS 2019); gaussian: strength times
     standard normal numbers; mimic: the answer of the first honest client (Karimireddy et al., ICLR 2022); nan: nothing
-    that is a number. Where no honest client answers, the attackers' own answers stand for theirs.
+    that is a number; none: the truth. Where no honest client answers, the attackers' own answers stand for theirs.
     """
-    if not byzantine.any() or table.attack == "label_flip":
+    if not byzantine.any() or table.attack in ("none", "label_flip"):
         return rows
     n, f = len(rows), int(byzantine.sum())
     bad = torch.from_numpy(byzantine).to(rows.device)

@@ -52,7 +52,7 @@ class Setup(Strict):
             batch=run.batch,
             gradient_batch=run.gradient_batch,
             files=files,
-            flipped=flipped_share(config.systems.byzantine),
+            flipped=flipped_share(config.of(label).systems.byzantine),
         )
 
     @property

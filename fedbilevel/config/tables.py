@@ -15,6 +15,7 @@ from fedbilevel.conditions.compression import ChannelTable
 from fedbilevel.conditions.privacy import PrivacyTable
 from fedbilevel.conditions.rule import AggregationTable
 from fedbilevel.conditions.tables import Conditions
+from fedbilevel.config.cross import CONDITIONS, UNDER, expanded, under
 from fedbilevel.config.packaged import or_packaged, packaged
 from fedbilevel.config.tune import TuneTable
 from fedbilevel.config.validation import typed, unknown_key, validated
@@ -145,17 +146,22 @@ class EngineTable(Strict):
     )
 
 
-class Config(Strict):
+class ConditionTables(Strict):
+    """The tables of conditions by themselves."""
+
+    systems: Systems = Systems()
+    aggregation: AggregationTable = AggregationTable()
+    channel: ChannelTable = ChannelTable()
+    privacy: PrivacyTable | None = None
+
+
+class Config(ConditionTables):
     """A whole config: every algorithm of `[algorithms]` runs once for every seed."""
 
     title: str = Field("fedbilevel", description="stands above tables and figures")
     run: RunTable
     problem: ProblemTable
     data: DataTable | None = None
-    systems: Systems = Systems()
-    aggregation: AggregationTable = AggregationTable()
-    channel: ChannelTable = ChannelTable()
-    privacy: PrivacyTable | None = None
     engine: EngineTable = EngineTable()
     options: dict[str, Any] = Field(default_factory=dict, description="for every algorithm that takes them")
     algorithms: dict[str, dict[str, Any]] = Field(
@@ -175,6 +181,17 @@ class Config(Strict):
     def conditions(self) -> Conditions:
         """How answers are aggregated, compressed and protected."""
         return Conditions(self.aggregation, self.channel, self.privacy)
+
+    def of(self, label: str) -> Config:
+        """The config under the conditions of one curve, as its own table says. Raises BadInput."""
+        own = self.algorithms[label].get(UNDER)
+        if own is None:
+            return self
+        here = {name: _without_none(table.model_dump()) for name in CONDITIONS if (table := getattr(self, name))}
+        key = typed(["algorithms", label, UNDER])
+        changed = {name: table for name, table in under(here, own, label).items() if name in own}
+        tables = validated(ConditionTables, changed, key)
+        return self.model_copy(update={name: getattr(tables, name) for name in changed})
 
     @property
     def files(self) -> list[str]:
@@ -277,7 +294,7 @@ def check(tables: Mapping[str, Any]) -> Config:
     if isinstance(tables.get("algorithms"), dict) and not tables["algorithms"]:
         raise BadInput("algorithms", {}, "at least one table [algorithms.NAME]")
     _plain(tables, [])
-    config = validated(Config, tables, "")
+    config = validated(Config, expanded(tables), "")
     for label in config.algorithms:
         if not label or not label.isprintable() or len(label) > 80:
             raise BadInput("algorithms", label, "names of 1 to 80 printable characters")

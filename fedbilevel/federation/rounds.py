@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedbilevel import randomness
 from fedbilevel.conditions.privacy import Privacy, PrivacyTable
 from fedbilevel.conditions.tables import Conditions
 from fedbilevel.derivatives import Level
-from fedbilevel.errors import BadInput, NobodyAnswered, NonFinite
+from fedbilevel.errors import NobodyAnswered, NonFinite
 from fedbilevel.federation.aggregation import Aggregation, Weighting, per_output, weighted_mean
 from fedbilevel.federation.answering import Answered, Answering
 from fedbilevel.federation.channel import Channel, Traffic
 from fedbilevel.federation.downlink import Downlink
 from fedbilevel.federation.ledger import Clock, Ledger
 from fedbilevel.federation.messages import Exchange, Kept, Operation, Reply, Request
+from fedbilevel.federation.own_blocks import OwnBlocks
 from fedbilevel.federation.participation import Participation, Population
 from fedbilevel.federation.rows import RowAggregation
 from fedbilevel.federation.systems import BatchSize, LocalSteps, Systems
@@ -72,12 +72,13 @@ class Federation:
         self.exchange, self.population, self.seed, self.batch = exchange, population, seed, batch
         self.x_shapes = x_shapes
         self.participation = Participation(population, systems, seed, clients_per_round)
-        self.answering = Answering(systems, seed, clients_per_round)
         self.channel, self.downlink = Channel(population.blocks, conditions.channel), Downlink(conditions.channel, seed)
         self.aggregation = Aggregation(weighting, population, seed, batch)
         self.privacy = None if conditions.privacy is None else self._private(conditions.privacy)
         self.rows = RowAggregation(self.aggregation, conditions, systems.byzantine, self.privacy)
+        self.own = None if population.blocks is None else OwnBlocks(population.blocks, self.aggregation)
         self.clock = Clock(population, systems, seed, batch, gradient_batch)
+        self.answering = Answering(self.participation, self.clock, self.channel)
         self.ledger = Ledger()
         self.iteration, self.attempt = -1, 0
         self.sampled: NDArray[np.int64] = np.arange(0)
@@ -85,9 +86,6 @@ class Federation:
         self.asked: list[NDArray[np.int64]] = []
         self.lost, self.repeated = 0, 0
         self._gone: NDArray[np.int64] = np.arange(0)
-        self._shapes: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
-        self._met: set[tuple[Any, ...]] = set()
-        self._cuts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def begin(self, iteration: int, attempt: int = 0) -> None:
         """Start an outer iteration: clients forget what they were sent, and the set S is sampled.
@@ -163,61 +161,33 @@ class Federation:
         for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):
             if not all(bool(torch.isfinite(output).all()) for output in outputs):
                 raise NonFinite(f"operation {operation.name}, round {self.ledger.rounds}: the mean is not finite")
-            whole: tuple[Any, ...] = self._uncut(operation, outputs, sent, request.options)
+            whole: tuple[Any, ...] = outputs
+            if self.own is not None:
+                whole = self.own.uncut(operation, outputs, sent, request.options, answered)
             if operation.keeps is not None:
                 whole = (*whole, self._kept(arguments[operation.keeps], [reply.own[k] for reply in replies]))
             results.append(whole[0] if len(whole) == 1 else whole)
         return results[0] if len(results) == 1 else results
 
-    # ---- who answers ----
+    # ---- a round ----
 
     def _decided(self, operations: tuple[Operation, ...], arguments: dict[str, Any], down: Traffic) -> Answered | None:
         """Who of those asked answers, as the systems have it; None: whoever is asked."""
-        if self.participation.systems.everybody_answers:
+        if self.answering.certain:
             return None
         request = self._request(operations, arguments, self.sampled[:1])
-        key = (request.operations, *(tensor.shape for tensor in request.tensors.values()))
-        if key not in self._shapes:  # what answers will weigh: one client is asked outside of the protocol
+        like = next(iter(request.tensors.values()))
+
+        def outputs() -> list[tuple[Tensor, ...]]:
+            # what answers will weigh is found by asking one client outside of the protocol
             [reply] = self.exchange(replace(request, rows=True))
-            like = next(iter(request.tensors.values()))
-            outputs = [[output[0] for output in each] for each in reply.sums]
-            self._shapes[key] = [
-                tuple(torch.empty(o.numel(), dtype=like.dtype, device="meta") for o in each) for each in outputs
-            ]
-        self._hold_deadline(operations, request.options, key, down)
-        takes = self._takes(operations, request.options, key, self.sampled, down.bytes)
-        done = self.answering(self.sampled, self.ledger.rounds, takes)
+            return [tuple(torch.empty(o.shape[-1], dtype=like.dtype, device="meta") for o in own) for own in reply.sums]
+
+        kind = (request.operations, *(tensor.shape for tensor in request.tensors.values()))
+        done = self.answering(self.sampled, self.ledger.rounds, operations, request.options, down.bytes, kind, outputs)
         if self.participation.systems.dropout_lasts == "iteration":
             self._gone = np.union1d(self._gone, self.sampled[done.failed])
         return done
-
-    def _takes(
-        self,
-        operations: tuple[Operation, ...],
-        options: Mapping[str, Any],
-        key: tuple[Any, ...],
-        clients: NDArray[np.int64],
-        down: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """How long each of these clients takes for a round, [S]."""
-        gradients = self.clock.gradients(clients, operations, options)
-        return self.clock.seconds(
-            clients, gradients, down, self.channel.up(operations, self._shapes[key], clients).bytes
-        )
-
-    def _hold_deadline(
-        self, operations: tuple[Operation, ...], options: Mapping[str, Any], key: tuple[Any, ...], down: Traffic
-    ) -> None:
-        """Raises BadInput for a deadline that no client of all can meet in such a round."""
-        deadline, everyone = self.participation.systems.deadline_seconds, self.participation.everyone
-        if deadline is None or key in self._met:
-            return
-        least = np.full(len(everyone), down.bytes.min(initial=np.inf))
-        fastest = float(self._takes(operations, options, key, everyone, least).min())
-        if fastest > deadline:
-            allowed = f"at least {fastest:.3g}: the fastest client takes as long for a round of {_named(operations)}"
-            raise BadInput("systems.deadline_seconds", deadline, allowed)
-        self._met.add(key)
 
     def _enter(
         self,
@@ -241,8 +211,6 @@ class Federation:
         self.lost += len(asked) - len(answered)
         if len(self._gone):
             self.sampled = asked[~np.isin(asked, self._gone)]
-
-    # ---- what travels, and what it becomes ----
 
     def _received(self, sent: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[int, NDArray[np.int64]] | None]:
         """What the sampled clients receive of these vectors, and by its id the bytes of each that is compressed."""
@@ -309,10 +277,10 @@ class Federation:
         tensors = {name: value for name, value in arguments.items() if name in reads}
         cut: frozenset[str] = frozenset()
         ends: NDArray[np.int64] | None = None
-        if self.population.blocks is not None:
+        if self.own is not None:
             cut = frozenset(name for operation in operations for name in operation.upper if name in tensors)
-            tensors |= {name: self._cut(tensors[name], clients) for name in cut}
-            ends = np.cumsum(self.population.blocks.sizes[clients])
+            tensors |= {name: self.own.cut(tensors[name], clients) for name in cut}
+            ends = np.cumsum(self.own.blocks.sizes[clients])
         return Request(
             operations=tuple(operation.key for operation in operations),
             clients=clients,
@@ -327,42 +295,6 @@ class Federation:
             rows=self.rows.needed,
             own={name: _rows(arguments[name], clients) for name in keeps},
         )
-
-    # ---- a client's own block of x ----
-
-    def _cut(self, x: Tensor, clients: NDArray[np.int64]) -> Tensor:
-        """The blocks of these clients, the same tensor object for as long as the same are asked of the same x."""
-        assert self.population.blocks is not None
-        found = self._cuts.get(x)
-        if found is None or not np.array_equal(found[0], clients):
-            found = self._cuts[x] = (clients, self.population.blocks.cut(x, clients))
-        part: Tensor = found[1]
-        return part
-
-    def _uncut(
-        self, operation: Operation, outputs: tuple[Tensor, ...], sent: Mapping[str, Tensor], options: Mapping[str, Any]
-    ) -> tuple[Tensor, ...]:
-        """The outputs with those of the dimension of x whole.
-
-        In the blocks of clients that were not asked stands what the answers of those that were hold there: the start of
-        an iterate, and what the operation says of a vector elsewhere.
-        """
-        blocks = self.population.blocks
-        if blocks is None or not any(operation.gives):
-            return outputs
-        about, elsewhere = (per_output(each, len(outputs)) for each in (operation.about, operation.elsewhere))
-        whole = []
-        for output, start, rest, of_x in zip(outputs, about, elsewhere, operation.gives, strict=True):
-            if not of_x:
-                whole.append(output)
-                continue
-            base = sent[start] if start is not None else output.new_zeros(int(blocks.offsets[-1]))
-            if rest is not None:
-                vector, factor = rest
-                held = self.aggregation.elsewhere(operation, factor, options, self.answered)
-                base = base + float(held.sum()) * sent[vector]
-            whole.append(blocks.fill(base, output, self.answered))
-        return tuple(whole)
 
     # ---- what a run carries on ----
 

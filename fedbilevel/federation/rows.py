@@ -49,7 +49,7 @@ class RowAggregation:
     @property
     def needed(self) -> bool:
         """Whether every client's own answer is needed."""
-        lies = self.byzantine is not None and self.byzantine.attack != "label_flip"
+        lies = self.byzantine is not None and self.byzantine.of_answers
         return lies or not self.conditions.polite
 
     def __call__(

@@ -24,8 +24,7 @@ S = TypeVar("S")
 
 def apart(conditions: Conditions, systems: Systems) -> bool:
     """Whether every client's own answer is needed."""
-    byzantine = systems.byzantine
-    return not conditions.polite or (byzantine is not None and byzantine.attack != "label_flip")
+    return not conditions.polite or (systems.byzantine is not None and systems.byzantine.of_answers)
 
 
 def hold(conditions: Conditions, systems: Systems, table: RunTable, problem: Problem, seed: int) -> None:
@@ -68,7 +67,6 @@ def _hold_attackers(systems: Systems, problem: Problem, seed: int) -> None:
 def _hold_blocks(conditions: Conditions, systems: Systems) -> None:
     """What is done to each client's own answer knows of no blocks of x that are one client's."""
     named = [
-        ("systems.byzantine.attack", systems.byzantine and systems.byzantine.attack, "label_flip"),
         ("aggregation.rule", conditions.aggregation.rule, "mean"),
         ("aggregation.before", conditions.aggregation.before, None),
         ("channel.uplink", conditions.channel.uplink, "exact"),
@@ -80,6 +78,9 @@ def _hold_blocks(conditions: Conditions, systems: Systems) -> None:
                 f"{polite or 'nothing'} where every client has a block of x to itself, of which there is one answer"
             )
             raise BadInput(key, value, allowed)
+    if systems.byzantine is not None and systems.byzantine.of_answers:
+        allowed = "label_flip where every client has a block of x to itself"
+        raise BadInput("systems.byzantine.attack", systems.byzantine.attack, allowed)
     if conditions.privacy is not None:
         raise BadInput("privacy", "a table", "none where every client has a block of x to itself")
 

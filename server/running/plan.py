@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fedbilevel.config.build import defaults, needs_data
+from fedbilevel.config.cross import UNDER
 from fedbilevel.config.setup import Setup
 from fedbilevel.config.tables import Config, DataTable, ProblemTable, header_of, write
 from fedbilevel.config.validation import typed, unknown_key
@@ -48,7 +49,7 @@ class Job:
     def run(self) -> Run:
         """Return what the loop needs."""
         algorithm = self.entry.build(self.options)
-        config = self.config
+        config = self.config.of(self.label)
         return Run(self.label, self.seed, algorithm, config.run, config.systems, config.conditions)
 
     def setup(self) -> Setup:
@@ -104,7 +105,8 @@ def plan(config: Config) -> list[Job]:
             raise unknown_key("options", name, config.options[name], known)
     for label, table in config.algorithms.items():
         key, entry = f"algorithms.{label}", entries[label]
-        own = {name: value for name, value in table.items() if name != "algorithm"}
+        own = {name: value for name, value in table.items() if name not in ("algorithm", UNDER)}
+        config.of(label)
         shared = {name: value for name, value in config.options.items() if name in entry.options.model_fields}
         read |= set(shared)
         shared = _unaliased(entry, shared, own, label)
@@ -177,11 +179,21 @@ def resolved(config: Config) -> Config:
         data = DataTable.model_validate(partition_parameters(data.partition) | data.model_dump())
     first = config.run.seeds[0]
     tables = {
-        job.label: {"algorithm": job.entry.name, **job.options.model_dump(mode="json", exclude_none=True)}
+        job.label: {
+            "algorithm": job.entry.name,
+            **job.options.model_dump(mode="json", exclude_none=True),
+            **_under(job),
+        }
         for job in plan(config)
         if job.seed == first
     }
     return config.model_copy(update={"problem": problem, "data": data, "options": {}, "algorithms": tables})
+
+
+def _under(job: Job) -> dict[str, Any]:
+    """What the job's own table says of its conditions."""
+    table = job.config.algorithms[job.label]
+    return {UNDER: table[UNDER]} if UNDER in table else {}
 
 
 def fingerprint(config: Config) -> str:

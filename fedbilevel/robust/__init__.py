@@ -1,0 +1,1 @@
+"""Robust aggregation: one vector of many, some of which may be anything."""
