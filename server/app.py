@@ -67,7 +67,8 @@ def _run(grid: Grid, context: Context) -> None:
     jobs = plan(config)
     check_problem(jobs, problem_of)
     text = written(config)
-    drop, patience = config.systems.failures == "drop", _patience(context)
+    patience = _patience(context)
+    dropping = {job.setup().run for job in jobs if job.run().systems.failures == "drop"}
 
     @functools.cache
     def placement(clients: int) -> Placement:
@@ -75,7 +76,7 @@ def _run(grid: Grid, context: Context) -> None:
 
     def connect(setup: Setup, problem: Problem) -> Exchange:
         placed = placement(len(problem.clients))
-        return GridExchange(placed, setup.model_dump_json(), drop=drop, patience=patience)
+        return GridExchange(placed, setup.model_dump_json(), drop=setup.run in dropping, patience=patience)
 
     connect(jobs[0].setup(), problem_of(jobs[0].setup()))  # without nodes all runs fail, so fail once and now
     out = given["out"] or f"runs/{path.stem}-flower-{datetime.now():%Y%m%d-%H%M%S}"
