@@ -104,7 +104,11 @@ class RobustRegression:
         self.groups = clients if perturbation == "client" else 1
         self.clients = ClientData.single(training, weights)
         self.test = dict(Ragged.join(test, "test").values)
-        self.dim_x = int(self.test["input"].shape[1])
+
+    @property
+    def dim_x(self) -> int:
+        """Features."""
+        return int(self.clients.upper.values["input"].shape[1])
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """x0 normal with a standard deviation of a tenth over all entries; y0 = 0, no perturbation."""
