@@ -70,6 +70,17 @@ def test_the_history_is_that_of_the_local_engine_and_no_example_travels(
     assert not given_away
 
 
+def test_no_example_travels_where_each_clients_own_vector_does(
+    config: Path, folder: Path, whole: Problem, tmp_path: Path
+) -> None:
+    grid = RecordingGrid(folder)
+    given = {"config": str(config), "data": str(folder / SERVER), "out": str(tmp_path / "out")}
+    run_app(grid, **given, set="aggregation.rule=median; run.iterations=1; algorithms={aggitd={}}")
+    travelled = b"\0".join(grid.up + grid.down)
+    assert len(travelled) > 50_000
+    assert not [trace for trace in traces(whole) if trace in travelled]
+
+
 def test_the_search_for_examples_finds_them_where_they_are(folder: Path, whole: Problem) -> None:
     """Every trace that could be in the nodes' files is, in the dtype in which they are held."""
     held = b"\0".join(all_bytes(folder / node_file(j)) for j in range(3))
@@ -102,6 +113,29 @@ def test_a_node_holds_its_own_clients_alone_and_the_server_none(folder: Path, se
     assert clients.weights.tolist() == whole.clients.weights.tolist()
     held = all_bytes(folder / SERVER)
     assert not [trace for trace in traces(whole) if trace in held]
+
+
+OTHERS = {
+    "few_shot": ("maml", 'clients = 4\nnetwork = "mlp"\nhidden = [8]', ""),
+    "hyper_cleaning": ("aggitd", "examples = 12", "[data]\nclients = 5\n"),
+    "loss_tuning": (
+        "simfbo",
+        "largest = 40\nimbalance = 4\nupper_examples = 10\nhidden = [4]",
+        "[data]\nclients = 5\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", OTHERS)
+def test_other_problems_with_data_run_on_files_too(problem: str, tmp_path: Path) -> None:
+    """A local lower level, blocks of x that are the clients' own, and losses scaled over all clients."""
+    algorithm, parameters, data = OTHERS[problem]
+    run = '[run]\niterations = 2\ndtype = "float64"\nsolution_every = 0\nclients_per_round = 3\n'
+    text = f'{run}[problem]\nname = "{problem}"\n{parameters}\n{data}[algorithms.{algorithm}]\n'
+    config = write_text(tmp_path / "own.toml", text)
+    folder = dealt(config, tmp_path / "files", 2)
+    run_app(RecordingGrid(folder, 2), config=str(config), data=str(folder / SERVER), out=str(tmp_path / "out"))
+    assert_same_history(tmp_path / "out", run_locally(config, tmp_path / "local"), 1e-6)
 
 
 class DyingGrid(RecordingGrid):
