@@ -96,6 +96,7 @@ class Federation:
         self._gone = np.arange(0)
         self.repeated += attempt > 0
         self.channel.forget()
+        self.downlink.forget()
         self.resample()
 
     def resample(self, purpose: str = "") -> None:
