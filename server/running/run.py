@@ -235,6 +235,7 @@ def run_one(
             for name, value in resume.ledger.items():
                 setattr(fed.ledger, name, value)
             fed.remember(resume.federation)
+            reported = fed.rows.dropped > 0
         evaluated = fed.ledger.rounds
         while not done():
             before, began = fed.ledger.rounds, time.perf_counter()
