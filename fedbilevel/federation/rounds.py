@@ -97,6 +97,8 @@ class Federation:
         self.repeated += attempt > 0
         self.channel.forget()
         self.downlink.forget()
+        if self.privacy is not None:
+            self.privacy.begun()
         self.resample()
 
     def resample(self, purpose: str = "") -> None:
@@ -106,7 +108,7 @@ class Federation:
             self.sampled = self.sampled[~np.isin(self.sampled, self._gone)]
         self.answered = self.sampled
         if self.privacy is not None:
-            self.privacy.drawn()
+            self.privacy.drawn(purpose)
 
     def random(self, purpose: str) -> np.random.Generator:
         """Return the server's own random numbers for this iteration."""
