@@ -99,10 +99,11 @@ class Privacy:
         self._open[self._set] += 1
         adaptive = self.table.adaptive
         if adaptive is not None:
-            told = float((norms <= clip).sum())
+            # each counts 1/2 or -1/2: somebody who is missing moves that by 1/2, a count of those within the clip by 1
+            told = float((norms <= clip).sum()) - len(rows) / 2
             if self.table.noise_multiplier > 0:
                 told += self.count_noise * float(draw.standard_normal())
-            self.clips[output] = clip * math.exp(-adaptive.rate * (told / self.expected - adaptive.quantile))
+            self.clips[output] = clip * math.exp(-adaptive.rate * (told / self.expected + 0.5 - adaptive.quantile))
         noisy: Tensor = total + self.multiplier * clip * noise
         return noisy / self.expected
 
