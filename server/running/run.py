@@ -123,6 +123,11 @@ class Run:
                 f"a chance by which one of {m} clients is there at least once in {MOST_WAITS} times, not {present:.1g}"
             )
             raise BadInput("systems.availability", a, allowed)
+        if a < 1.0 and self.systems.availability_pattern == "day":
+            night = self.systems.longest_night(self.seed, np.arange(m))
+            if night > MOST_WAITS:
+                allowed = f"a share of {self.systems.availability_period} iterations by which one of {m} clients is "
+                raise BadInput("systems.availability", a, f"{allowed}there at least once in {MOST_WAITS} iterations")
         if is_local(problem):
             options.hold_local()
             if self.table.solution_every:
