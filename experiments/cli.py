@@ -182,7 +182,7 @@ def report(
     x: Annotated[
         str | None,
         typer.Option(
-            metavar="rounds|bytes|seconds|wall|gradients",
+            metavar="rounds|bytes|seconds|wall|gradients|epsilon",
             help="What is spent; seconds: simulated.",
             autocompletion=values.axes,
         ),

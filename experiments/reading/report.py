@@ -26,6 +26,7 @@ from fedbilevel.results.summary import SUMMARY_COLUMNS, runs
 from fedbilevel.results.targets import Target
 from fedbilevel.statistics.profiles import profiles, ranks
 from fedbilevel.statistics.table import STATISTICS_COLUMNS, judge_hardest, lines, write_statistics
+from fedbilevel.tables.crossed import crossed
 from fedbilevel.tables.judgement import Trial, judged_sheets, rank_sheet, shared_costs, short_sheets
 from fedbilevel.tables.outcome import Line, results, sheets, unseen
 from fedbilevel.tables.sheet import Sheet
@@ -47,6 +48,14 @@ def print_summary(console: Console, summary: Sequence[Line]) -> None:
 def print_unseen(console: Console, rows: Sequence[Row]) -> None:
     """Print the measures of adaptation to unseen tasks at the end of the runs; nothing without any."""
     sheet = unseen(rows)
+    if sheet is not None:
+        say(console, "")
+        print_sheets(console, [sheet])
+
+
+def print_crossed(console: Console, rows: Sequence[Row], config: Config) -> None:
+    """Print where the runs ended under each condition; nothing for a config of one."""
+    sheet = crossed(rows, config.algorithms)
     if sheet is not None:
         say(console, "")
         print_sheets(console, [sheet])
@@ -81,7 +90,8 @@ class Gathered:
     """What several run directories hold together, and each problem among them for itself.
 
     bases: which algorithm of which directory a label stands for. configs, environments: the text of each directory's
-    config, and what it was run on where that is known, by the directory's name.
+    config, and what it was run on where that is known, by the directory's name. crossed: where the runs of each
+    directory ended under several conditions.
     """
 
     rows: list[Row]
@@ -92,6 +102,7 @@ class Gathered:
     trials: Sequence[Trial]
     configs: Mapping[str, str]
     environments: Mapping[str, Mapping[str, object] | None]
+    crossed: Sequence[Sheet] = ()
 
 
 def report(
@@ -144,7 +155,7 @@ def report(
             )
         contents = Contents(
             *(found.title, found.rows, found.targets, found.ends),
-            results=results(summary, found.rows),
+            results=[*results(summary, found.rows), *found.crossed],
             statistics=judged,
             configs=found.configs,
             environments=found.environments,
@@ -156,13 +167,16 @@ def report(
             say(console, "")
             print_sheets(console, judged)
         print_unseen(console, found.rows)
+        for sheet in found.crossed:
+            say(console, "")
+            print_sheets(console, [sheet])
         if place is not None:
             print_files(console, place)
     elif form == "csv":
         say(console, _as_one({"summary": summary, "statistics": statistics}).rstrip("\n"))
     else:
         last = unseen(found.rows)
-        parts = [*sheets(summary), *judged, *([last] if last else [])]
+        parts = [*sheets(summary), *judged, *([last] if last else []), *found.crossed]
         say(console, "\n\n".join(map({"markdown": markdown, "latex": latex}[form], parts)))
 
 
@@ -225,7 +239,9 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
     texts = {name: directory.config_text() for name, directory in zip(names, opened, strict=True)}
     machines = {name: directory.environment() for name, directory in zip(names, opened, strict=True)}
     ended = Ends(frozenset(broken_off), frozenset(early))
-    return Gathered(rows, bases, ended, targets, ", ".join(titles), trials, texts, machines)
+    tables = [crossed(history, config.algorithms) for config, history in zip(configs, histories, strict=True)]
+    under = [sheet for sheet in tables if sheet is not None]
+    return Gathered(rows, bases, ended, targets, ", ".join(titles), trials, texts, machines, under)
 
 
 def _trials(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from experiments.live.backend import Backend
 from experiments.live.loggers import Live
 from experiments.process import Terminated
-from experiments.reading.report import print_files, print_judgement, print_summary, print_unseen
+from experiments.reading.report import print_crossed, print_files, print_judgement, print_summary, print_unseen
 from experiments.runs.launch import launched
 from experiments.runs.progress import display
 from experiments.runs.remarks import after
@@ -58,6 +58,7 @@ def complete(experiment: Experiment, loggers: Mapping[str, Backend], *, restore:
     rows = experiment.history()
     print_summary(console, summarise(rows, config.run.targets))
     print_judgement(console, rows, config.run.targets)
+    print_crossed(console, rows, config)
     print_unseen(console, rows)
     for remark in after(rows):
         say(console, remark)

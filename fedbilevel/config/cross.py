@@ -5,7 +5,7 @@ combination of them, as a curve of its own:
 
     [cross]
     systems.byzantine.attack = ["ipm", "alie"]
-    aggregation.rule = ["mean", "median"]
+    aggregation = [{ rule = "mean" }, { rule = "trimmed_mean", byzantine = 4 }]
 
 `[algorithms.LABEL] under = {...}` holds the combination of one curve, on top of the config's own tables.
 """
@@ -48,7 +48,7 @@ def expanded(tables: Mapping[str, Any]) -> dict[str, Any]:
                 own.setdefault("algorithm", label)
                 for path, value in zip(factors, values, strict=True):
                     _set(own, (UNDER, *path), value)
-            rest["algorithms"][", ".join([label, *map(_shown, values)])] = own
+            rest["algorithms"][", ".join([label, *(shown(value, path[-1]) for path, value in zip(factors, values, strict=True))])] = own
     return rest
 
 
@@ -65,14 +65,24 @@ def _factors(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[
             raise BadInput(typed(["cross", *here]), value, "a list of values that differ from each other")
 
 
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else str(value).replace(" ", "")
+def shown(value: object, key: str = "") -> str:
+    """A value in the name of a curve: a string is enough, anything else stands behind its key; of a table its values.
+
+    >>> shown({"byzantine": {"attack": "ipm", "strength": 10.0}}), shown(0.3, "dropout")
+    ('ipm strength 10', 'dropout 0.3')
+    """
+    if isinstance(value, Mapping):
+        return " ".join(shown(inner, name) for name, inner in value.items())
+    if isinstance(value, str):
+        return value
+    text = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return f"{key} {text}".strip()
 
 
 def _set(table: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     for part in path[:-1]:
         table = table.setdefault(part, {})
-    table[path[-1]] = value
+    table[path[-1]] = copy.deepcopy(value)
 
 
 def under(tables: Mapping[str, Any], own: Any, label: str) -> dict[str, Any]:

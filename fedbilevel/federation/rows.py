@@ -28,7 +28,8 @@ class RowAggregation:
     An answer is falsified if its client attacks, compressed, and clipped; answers that are not finite or of another
     shape than most are dropped where the rule is robust. Of an iterate all of that is done to its displacement from
     what was sent. A robust rule gives every client one vote, and so does privacy: weights p_i are not used. Reports,
-    which are not communication, are p_i-weighted means whatever the rule.
+    which are not communication, are p_i-weighted means whatever the rule. Of fewer answers than its f needs a rule
+    withstands as many as it can; where it takes none at all (krum of two) the median stands in for it.
 
     dropped: answers so far that were dropped; last: where centred clipping starts, by output.
     """
@@ -120,11 +121,12 @@ class RowAggregation:
             draw = randomness.generator(seed, randomness.SERVER, round, f"bucketing {name}")
             order = torch.from_numpy(draw.permutation(len(rows)))
         last = self.last.get(name) if rule.rule == "centred_clipping" else None
+        most = rule.most(len(rows))
         mean = aggregate(
             rows,
-            rule.rule,
-            min(rule.byzantine, rule.most(len(rows))),
-            before=rule.before,
+            rule.rule if most >= 0 else "median",
+            min(rule.byzantine, max(most, 0)),
+            before=rule.before if most >= 0 else None,
             bucket=rule.bucket,
             radius=rule.radius,
             last=last if last is not None and last.shape == rows.shape[1:] else None,

@@ -16,8 +16,8 @@ from fedbilevel.results.history import Row, number
 from fedbilevel.results.spread import QUARTILES_FROM
 from fedbilevel.results.summary import runs
 
-XAxis = Literal["rounds", "bytes", "seconds", "wall", "gradients"]
-X_AXES: tuple[XAxis, ...] = ("rounds", "bytes", "seconds", "wall", "gradients")
+XAxis = Literal["rounds", "bytes", "seconds", "wall", "gradients", "epsilon"]
+X_AXES: tuple[XAxis, ...] = ("rounds", "bytes", "seconds", "wall", "gradients", "epsilon")
 ERROR = "error"
 """The column that no history has: 1 - test_accuracy."""
 Vector = NDArray[np.float64]
@@ -30,6 +30,7 @@ _SPENT = {
     "seconds": "simulated_seconds",
     "wall": "wall_seconds",
     "gradients": "gradient_evaluations",
+    "epsilon": "epsilon",
 }
 LARGEST = 1e200
 """A run that diverged past this has no place on a figure: its squares and ratios would overflow."""

@@ -34,6 +34,8 @@ def unit(lines: Sequence[Curve], x_axis: XAxis) -> tuple[float, str]:
             (u for u in ((1e9, "10⁹"), (1e6, "10⁶"), (1e3, "10³")) if most >= 2 * u[0]), (1.0, "examples")
         )
         return size, f"gradients of single examples, all clients ({name})"
+    if x_axis == "epsilon":
+        return 1.0, "ε, the privacy that is spent"
     size, name = next((u for u in ((3600.0, "hours"), (60.0, "minutes")) if most >= 2 * u[0]), (1.0, "seconds"))
     return size, f"{'simulated' if x_axis == 'seconds' else 'wall-clock'} time ({name})"
 

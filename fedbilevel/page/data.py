@@ -40,6 +40,7 @@ SPENT: Mapping[XAxis, str] = {
     "seconds": "simulated seconds",
     "wall": "wall-clock seconds",
     "gradients": "local gradient evaluations",
+    "epsilon": "ε, privacy spent",
 }
 
 

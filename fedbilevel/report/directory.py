@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fedbilevel.errors import BadInput
 from fedbilevel.figures.canvas import KINDS
@@ -21,6 +22,7 @@ from fedbilevel.results.models import MODELS
 from fedbilevel.results.summary import summarise, write_summary
 from fedbilevel.results.targets import Target, measured, resolve_targets
 from fedbilevel.statistics.table import comparable, judge, lines, remove_statistics, write_statistics
+from fedbilevel.tables.crossed import crossed
 from fedbilevel.tables.judgement import judged_sheets
 from fedbilevel.tables.outcome import results
 
@@ -140,13 +142,19 @@ class RunDirectory:
                     file.unlink()
 
     def finish(
-        self, rows: Sequence[Row], title: str, targets: Targets = None, ends: Ends = WHOLE
+        self,
+        rows: Sequence[Row],
+        title: str,
+        targets: Targets = None,
+        ends: Ends = WHOLE,
+        algorithms: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> list[dict[str, object]]:
         """Write the summary, the statistics where there are any, the `figures`, what it was run on, and the page.
 
         Returns the summary's rows.
 
-        ends: which runs have ended before they should have, and which early: see `draw`.
+        ends: which runs have ended before they should have, and which early: see `draw`. algorithms: those of the
+        config, whose runs may be under several conditions.
         """
         summary = summarise(rows, targets)
         write_summary(self.summary_path, summary)
@@ -163,7 +171,9 @@ class RunDirectory:
             )
         if not self.environment_path.is_file():  # else the run was taken up again, perhaps elsewhere
             write_environment(self.environment_path, environment())
-        self.write_page(Contents(title, rows, targets, ends, results(summary, rows), judged_sheets(judged)))
+        under = crossed(rows, algorithms or {})
+        tables = [*results(summary, rows), *([under] if under else [])]
+        self.write_page(Contents(title, rows, targets, ends, tables, judged_sheets(judged)))
         return summary
 
     def write_page(self, contents: Contents) -> None:

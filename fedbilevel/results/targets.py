@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedbilevel.errors import NOTHING, BadInput
-from fedbilevel.results.history import COLUMNS, METRIC_PREFIX, SOLUTION_COLUMNS, WORK_COLUMNS, Row, number
+from fedbilevel.results.history import (
+    COLUMNS,
+    METRIC_PREFIX,
+    PRIVACY_COLUMNS,
+    SOLUTION_COLUMNS,
+    WORK_COLUMNS,
+    Row,
+    number,
+)
 from fedbilevel.strict import Strict
 
 SPENT = frozenset(
@@ -19,7 +27,7 @@ SPENT = frozenset(
     )
 )
 """The columns of a history that say which evaluation a row is and what it cost; all others say what it found."""
-MEASURES = (*(column for column in COLUMNS if column not in SPENT), *SOLUTION_COLUMNS)
+MEASURES = (*(column for column in COLUMNS if column not in SPENT), *SOLUTION_COLUMNS, *PRIVACY_COLUMNS)
 """The columns with a measure that every problem may have; a problem's own, `metric_*`, come on top."""
 HIGHER = frozenset(("test_accuracy", "value_accuracy"))
 """The measures of which more is better; of the others in MEASURES less is, of a problem's own nobody else knows."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedbilevel.results.history import Row, number
+from fedbilevel.results.history import PRIVACY_COLUMNS, Row, number
 from fedbilevel.results.spread import QUARTILES_FROM, spread
 from fedbilevel.results.summary import PARTS, runs
 from fedbilevel.results.targets import Target, has_accuracy, measured, named
@@ -143,7 +143,7 @@ def _ended(summary: Sequence[Line], levels: Sequence[Target | None]) -> Sheet:
     bounded = [level.column for level in levels if level is not None]
     accurate = any(line["final_test_accuracy"] is not None for line in lines)
     main = ("test_accuracy", "best_test_accuracy", "upper_loss") if accurate else ("upper_loss", "test_loss")
-    for column in dict.fromkeys([*main, *bounded]):
+    for column in dict.fromkeys([*main, *bounded, *PRIVACY_COLUMNS]):
         best, form = column.startswith("best_"), share if "accuracy" in column else digits
         cells = [_value(line, column if best else f"final_{column}", form, not best) for line in lines]
         if any(cell != NEVER for cell in cells):

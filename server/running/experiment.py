@@ -248,7 +248,8 @@ class Experiment:
     def finish(self) -> list[dict[str, object]]:
         """Write the summary and the figures from the rows so far; returns the summary's rows."""
         ends = ends_of(self.config.run.ending, self.history(), self.rows)
-        return self.directory.finish(self.history(), self.config.title, self.config.run.targets, ends)
+        config = self.config
+        return self.directory.finish(self.history(), config.title, config.run.targets, ends, config.algorithms)
 
     def look_over(self) -> None:
         """Raises BadInput for a target (or `stop_at`) in whose column no algorithm has had a value.
