@@ -126,7 +126,6 @@ def test_a_round_that_nobody_answers_is_counted_and_the_iteration_begins_again()
 @pytest.mark.parametrize(
     "settings",
     [
-        {"systems": Systems(dropout=0.5)},
         {"systems": Systems(dropout=0.3), "clients_per_round": 3},
         {"systems": Systems(sampling="poisson"), "clients_per_round": 3},
         {"systems": Systems(availability=0.5, dropout=0.3)},
