@@ -19,9 +19,21 @@ def before(config: Config, jobs: list[Job]) -> list[str]:
     """The lines before a run: options that an algorithm does not read, and columns that are not asked for."""
     lines = [f"{label} does not read: {', '.join(names)}" for label, names in unread(config).items()]
     problem = jobs[0].setup().problem()
+    said: dict[str, list[str]] = {}
     for job in (job for job in jobs if job.seed == jobs[0].seed):
-        lines += [f"{job.label}: {text}" for text in job.run().remarks(problem, job.options)]
+        for text in job.run().remarks(problem, job.options):
+            said.setdefault(text, []).append(job.label)
+    lines += [f"{_several(labels)}: {text}" for text, labels in said.items()]
     return [*lines, *_harder(config), *_solution(config, problem, jobs[0].seed)]
+
+
+def _several(labels: list[str]) -> str:
+    """Whom a line is about.
+
+    >>> _several(["a"]), _several(["a", "b"]), _several(["a", "b", "c", "d"])
+    ('a', 'a and b', 'a and 3 others')
+    """
+    return " and ".join(labels) if len(labels) < 3 else f"{labels[0]} and {len(labels) - 1} others"
 
 
 def _harder(config: Config) -> Iterator[str]:

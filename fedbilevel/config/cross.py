@@ -48,7 +48,9 @@ def expanded(tables: Mapping[str, Any]) -> dict[str, Any]:
                 own.setdefault("algorithm", label)
                 for path, value in zip(factors, values, strict=True):
                     _set(own, (UNDER, *path), value)
-            rest["algorithms"][", ".join([label, *(shown(value, path[-1]) for path, value in zip(factors, values, strict=True))])] = own
+            rest["algorithms"][
+                ", ".join([label, *(shown(value, path[-1]) for path, value in zip(factors, values, strict=True))])
+            ] = own
     return rest
 
 

@@ -14,6 +14,7 @@ from tests.docs.blocks import PAGES, blocks, run_page
 
 SLOW = {
     "README.md",
+    "docs/guide/conditions.md",
     "docs/guide/configs.md",
     "docs/guide/exactness.md",
     "docs/guide/judging.md",
