@@ -55,7 +55,8 @@ class Privacy:
         self.expected, self._asked, self._poisson = expected, asked, poisson
         self.clips: dict[str, float] = {}
         self.groups: Counter[int] = Counter()
-        self._open = 0
+        self._open: Counter[str] = Counter()
+        self._set = ""
 
     @property
     def count_noise(self) -> float:
@@ -74,15 +75,18 @@ class Privacy:
             return z
         return float((z**-2 - (2 * self.count_noise) ** -2) ** -0.5)
 
-    def drawn(self) -> None:
-        """Clients were drawn anew: what they answered before is one group."""
-        if self._open:
-            self.groups[self._open] += 1
-            self._open = 0
+    def begun(self) -> None:
+        """An iteration begins, whose sets are drawn anew: what each one of the last answered is one group."""
+        self.groups.update(self._open.values())
+        self._open.clear()
+
+    def drawn(self, purpose: str) -> None:
+        """Clients are asked that were drawn for this purpose: within an iteration always the same."""
+        self._set = purpose
 
     def told(self) -> dict[int, int]:
         """How often so many outputs of one drawn set were told."""
-        return dict(self.groups + Counter({self._open: 1} if self._open else {}))
+        return dict(self.groups + Counter(self._open.values()))
 
     def mean(self, rows: Tensor, round: int, output: str) -> Tensor:
         """`(sum of clipped rows + N(0, (z c)^2)) / expected` of rows [n, d], in float64."""
@@ -92,13 +96,14 @@ class Privacy:
         total = (rows * (clip / norms.clamp(min=clip))).sum(0)
         draw = randomness.generator(self._seed, randomness.SERVER, round, f"privacy {output}")
         noise = torch.from_numpy(draw.standard_normal(rows.shape[1])).to(rows)
-        self._open += 1
+        self._open[self._set] += 1
         adaptive = self.table.adaptive
         if adaptive is not None:
-            told = float((norms <= clip).sum())
+            # each counts 1/2 or -1/2: somebody who is missing moves that by 1/2, a count of those within the clip by 1
+            told = float((norms <= clip).sum()) - len(rows) / 2
             if self.table.noise_multiplier > 0:
                 told += self.count_noise * float(draw.standard_normal())
-            self.clips[output] = clip * math.exp(-adaptive.rate * (told / self.expected - adaptive.quantile))
+            self.clips[output] = clip * math.exp(-adaptive.rate * (told / self.expected + 0.5 - adaptive.quantile))
         noisy: Tensor = total + self.multiplier * clip * noise
         return noisy / self.expected
 

@@ -111,6 +111,6 @@ class Answering:
         fastest = float(self._takes(operations, options, everyone, least, kind).min())
         if fastest > deadline:
             named = ", ".join(operation.name for operation in operations)
-            allowed = f"at least {fastest:.3g}: the fastest client takes as long for operation {named}"
+            allowed = f"at least {fastest}: the fastest client takes as long for operation {named}"
             raise BadInput("systems.deadline_seconds", deadline, allowed)
         self._met.add(kind)

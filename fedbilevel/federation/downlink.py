@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class Shadow:
 class _Received:
     """What arrives of a vector, the bytes that it takes as a displacement, and who can make something of that."""
 
+    name: str
     tensor: Tensor
     bytes: int
     before: NDArray[np.int64]
@@ -43,6 +44,10 @@ class Downlink:
         self.shadows: dict[str, Shadow] = {}
         self._received: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
+    def forget(self) -> None:
+        """An outer iteration begins: what is sent again is coded again, as it is by a run that goes on from here."""
+        self._received.clear()
+
     def __call__(
         self, name: str, tensor: Tensor, clients: NDArray[np.int64], round: int
     ) -> tuple[Tensor, NDArray[np.int64] | None]:
@@ -54,9 +59,11 @@ class Downlink:
             known = self._received[tensor] = self._code(name, tensor, round)
             self.shadows[name] = Shadow(known.tensor, clients)
         else:
-            holders = clients
-            if (shadow := self.shadows.get(name)) is not None and shadow.tensor is known.tensor:
+            holders, shadow = clients, self.shadows.get(name)
+            if shadow is not None and shadow.tensor is known.tensor:
                 holders = np.union1d(shadow.holders, clients)
+            elif known.name == name:  # another vector of that name was sent since: who knows what its holders hold
+                known = self._received[tensor] = replace(known, before=np.arange(0))
             self.shadows[name] = Shadow(known.tensor, holders)
         whole = tensor.numel() * tensor.element_size()
         if self.table.downlink == "float16":
@@ -73,12 +80,12 @@ class Downlink:
             return rows[0]
 
         if wire == "float16":
-            return _Received(coded(tensor).to(tensor.dtype), size, np.arange(0))
+            return _Received(name, coded(tensor).to(tensor.dtype), size, np.arange(0))
         shadow = self.shadows.get(name)
         if shadow is None or shadow.tensor.shape != tensor.shape or shadow.tensor.dtype != tensor.dtype:
-            return _Received(tensor, size, np.arange(0))
+            return _Received(name, tensor, size, np.arange(0))
         here = shadow.tensor.double()
-        return _Received((here + coded(tensor.double() - here)).to(tensor.dtype), size, shadow.holders)
+        return _Received(name, (here + coded(tensor.double() - here)).to(tensor.dtype), size, shadow.holders)
 
     def remembered(self) -> dict[str, tuple[Tensor, list[int]]]:
         """What a checkpoint needs to hold."""

@@ -68,7 +68,9 @@ class Participation:
     def expected(self) -> float:
         """How many answers a round has in the mean."""
         m, systems = len(self.population), self.systems
-        asked = m * systems.availability if self.asked is None else min(self.asked, m * systems.availability)
+        asked = m * systems.availability
+        if self.asked is not None:
+            asked = asked * min(self.asked / m, 1.0) if systems.sampling == "poisson" else min(self.asked, asked)
         answers = asked * (1.0 - systems.dropout)
         return answers if self.clients_per_round is None else min(answers, self.clients_per_round)
 

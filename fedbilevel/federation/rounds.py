@@ -96,6 +96,9 @@ class Federation:
         self._gone = np.arange(0)
         self.repeated += attempt > 0
         self.channel.forget()
+        self.downlink.forget()
+        if self.privacy is not None:
+            self.privacy.begun()
         self.resample()
 
     def resample(self, purpose: str = "") -> None:
@@ -105,7 +108,7 @@ class Federation:
             self.sampled = self.sampled[~np.isin(self.sampled, self._gone)]
         self.answered = self.sampled
         if self.privacy is not None:
-            self.privacy.drawn()
+            self.privacy.drawn(purpose)
 
     def random(self, purpose: str) -> np.random.Generator:
         """Return the server's own random numbers for this iteration."""
@@ -150,13 +153,18 @@ class Federation:
         replies = self.exchange(request) if len(answered) else []
         answered = self.answered = _who_answered(answered, replies)
         means: list[tuple[Tensor, ...]] = []
+        nobody = NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
         if len(answered):
-            means = self._means(operations, request, answered, replies)
-            means = self._from_what_was_sent(operations, means, sent, received)
-        up = self.channel.up(operations if means else (), means, answered)
+            try:
+                means = self._means(operations, request, answered, replies)
+                means = self._from_what_was_sent(operations, means, sent, received)
+            except NobodyAnswered as useless:  # what came was sent all the same
+                nobody = useless
+        came = means or [_like_sums(own, request) for reply in replies[:1] for own in reply.sums]
+        up = self.channel.up(operations if came else (), came, answered)
         self._enter(operations, request.options, down, up, done)
         if not means:
-            raise NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
+            raise nobody
         results: list[Any] = []
         for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):
             if not all(bool(torch.isfinite(output).all()) for output in outputs):
@@ -176,15 +184,13 @@ class Federation:
         if self.answering.certain:
             return None
         request = self._request(operations, arguments, self.sampled[:1])
-        like = next(iter(request.tensors.values()))
 
         def outputs() -> list[tuple[Tensor, ...]]:
             # what answers will weigh is found by asking one client outside of the protocol
             replies = self.exchange(replace(request, rows=True))
             if not replies:
                 raise NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
-            [reply] = replies
-            return [tuple(torch.empty(o.shape[-1], dtype=like.dtype, device="meta") for o in own) for own in reply.sums]
+            return [_like_sums(own, request) for own in replies[0].sums]
 
         kind = (request.operations, *(tensor.shape for tensor in request.tensors.values()))
         done = self.answering(self.sampled, self.ledger.rounds, operations, request.options, down.bytes, kind, outputs)
@@ -355,6 +361,12 @@ class Federation:
 
 def _named(operations: Sequence[Operation]) -> str:
     return f"operation {', '.join(operation.name for operation in operations)}"
+
+
+def _like_sums(sums: tuple[Tensor, ...], request: Request) -> tuple[Tensor, ...]:
+    """Tensors without content, of the dtype of the vectors sent and as long as these sums, or as the rows of each."""
+    like = next(iter(request.tensors.values()))
+    return tuple(torch.empty(each.shape[-1], dtype=like.dtype, device="meta") for each in sums)
 
 
 def _who_answered(asked: NDArray[np.int64], replies: Sequence[Reply]) -> NDArray[np.int64]:

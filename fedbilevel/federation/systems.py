@@ -5,6 +5,7 @@ Every draw is keyed by (seed, client), so registering a client costs nothing and
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -123,6 +124,17 @@ class Systems(Strict):
         when = iteration // period if self.availability_pattern == "blocks" else iteration
         draws = randomness.uniform(seed, clients, when, f"availability {attempt}")[:, 0]
         return draws < self.availability
+
+    def longest_night(self, seed: int, clients: IntArray) -> float:
+        """For how many iterations nobody is there at a stretch, with the pattern day; inf: nobody ever is."""
+        period, begins = self.availability_period, randomness.uniform(seed, clients, 0, "day")[:, 0]
+        comes, goes = (np.ceil(period * (begins + share)) for share in (0.0, self.availability))
+        there = goes > comes
+        if not there.any():
+            return math.inf
+        order = np.argsort(comes[there], kind="stable")
+        comes, goes = (np.concatenate([hours, hours + period]) for hours in (comes[there][order], goes[there][order]))
+        return max(float((comes[1:] - np.maximum.accumulate(goes)[:-1])[len(order) - 1 :].max()), 0.0)
 
     def seconds(
         self, seed: int, clients: IntArray, down_bytes: FloatArray, up_bytes: FloatArray, examples: FloatArray

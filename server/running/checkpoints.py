@@ -31,7 +31,7 @@ _ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
 class _Federation:
     """What `Federation.remembered` gives."""
 
-    __pydantic_config__ = _ANY_CLASS
+    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, revalidate_instances="always")
 
     lost: int = 0
     repeated: int = 0

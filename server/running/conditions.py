@@ -47,7 +47,7 @@ def hold(conditions: Conditions, systems: Systems, table: RunTable, problem: Pro
         nothing = np.zeros(m)
         least = float(systems.seconds(seed, who.everyone, nothing, nothing, nothing).min())
         if least > systems.deadline_seconds:
-            allowed = f"at least {least:.3g}, the two latencies of the fastest client"
+            allowed = f"at least {least}, the two latencies of the fastest client"
             raise BadInput("systems.deadline_seconds", systems.deadline_seconds, allowed)
     if problem.clients.blocks is not None:
         _hold_blocks(conditions, systems)

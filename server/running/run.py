@@ -124,6 +124,11 @@ class Run:
                 f"a chance by which one of {m} clients is there at least once in {MOST_WAITS} times, not {present:.1g}"
             )
             raise BadInput("systems.availability", a, allowed)
+        if a < 1.0 and self.systems.availability_pattern == "day":
+            night = self.systems.longest_night(self.seed, np.arange(m))
+            if night > MOST_WAITS:
+                allowed = f"a share of {self.systems.availability_period} iterations by which one of {m} clients is "
+                raise BadInput("systems.availability", a, f"{allowed}there at least once in {MOST_WAITS} iterations")
         if is_local(problem):
             options.hold_local()
             if self.table.solution_every:
@@ -237,6 +242,7 @@ def run_one(
             for name, value in resume.ledger.items():
                 setattr(fed.ledger, name, value)
             fed.remember(resume.federation)
+            reported = fed.rows.dropped > 0
         evaluated = fed.ledger.rounds
         while not done():
             before, began = fed.ledger.rounds, time.perf_counter()
