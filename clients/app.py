@@ -14,8 +14,9 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from clients.node import Node, Setting
+from clients.own import FILE, node_of_share, partition_of
 from fedbilevel.config.setup import Setup
-from fedbilevel.errors import ClientFailed
+from fedbilevel.errors import BadInput, ClientFailed
 from fedbilevel.federation.messages import Kept, Reply, Request
 
 NodeFor = Callable[[str], Node]
@@ -67,8 +68,11 @@ def make_app(node_for: NodeFor, decoded_of: Callable[[], Decoded] | None = None)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        partition = {key: int(context.node_config[key]) for key in ("partition-id", "num-partitions")}
-        return Message(RecordDict({"partition": MetricRecord(dict(partition))}), reply_to=message)
+        try:
+            content = RecordDict({"partition": MetricRecord(dict(partition_of(context.node_config)))})
+        except BadInput as error:
+            content = _failed(error)
+        return Message(content, reply_to=message)
 
     @app.query("operate")
     def operate(message: Message, context: Context) -> Message:
@@ -118,7 +122,8 @@ def _answer(content: RecordDict, context: Context, node_for: NodeFor, decoded: D
         round=what["round"],
         alive=alive,
     )
-    return node_for(str(record["setup"])).answer(request)
+    setup, path = str(record["setup"]), context.node_config.get(FILE)
+    return (node_for(setup) if path is None else node_of_share(str(path), setup)).answer(request)
 
 
 def _hold(context: Context, session: str, alive: Set[int], sent: ArrayRecord) -> ArrayRecord:

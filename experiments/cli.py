@@ -309,6 +309,20 @@ def tune(
     return status or (run(folder / TUNED, out=folder / "run", jobs=jobs, ray_address=ray_address) if then_run else 0)
 
 
+@app.command(cls=Command)
+def deal(
+    config_file: ConfigFile,
+    nodes: Annotated[int, typer.Option(metavar="N", help="SuperNodes: each gets a block of the clients.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for node-0.npz, ..., and server.npz.")],
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Of the run; default: the config's first.")] = None,
+) -> None:
+    """Cut a config's data into files, one per node of a deployment, and one for its server without any example."""
+    from experiments.deal import run_deal
+
+    run_deal(config_file, overrides or [], nodes, out, seed, stdout())
+
+
 # ---- their parts ----
 
 

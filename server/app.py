@@ -13,16 +13,20 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedbilevel.config.packaged import packaged, packaged_configs
 from fedbilevel.config.setup import Setup
-from fedbilevel.config.tables import read
-from fedbilevel.errors import RunFailed, unknown
+from fedbilevel.config.tables import Config, read
+from fedbilevel.errors import BadInput, RunFailed, unknown
 from fedbilevel.federation.messages import Exchange
+from fedbilevel.machine.processes import MOST_PATIENCE
 from fedbilevel.problem import Problem
 from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
+from fedbilevel.shares.share import Share
 from server.grids.exchange import GridExchange, Placement
 from server.running.experiment import Experiment, Observer
-from server.running.plan import Job, check_problem, plan, written
+from server.running.plan import Job, ProblemOf, check_problem, plan, written
 
+PATIENCE = 120.0
+"""Seconds in which a node has to reply, unless the run config says otherwise: every message starts a process there."""
 LOG_SECONDS = 2.0
 """A run's evaluations are logged at most this often."""
 
@@ -39,7 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     in experiments/configs or an absolute path; `set`, overrides table.key=value, separated by semicolons; `out`, the
     run directory, by default runs/<config>-flower-<time>. A relative `out` counts from the current directory of this
     process, which on a SuperLink that `flwr run` has started is where it was started. The log ends with the absolute
-    path.
+    path. `data`: where every node has a file of its own, the server's, which `fedbilevel deal` wrote beside them;
+    `patience`: with systems.failures = "drop", the seconds after which a node that has not replied is left out.
 
     Raises BadInput for what cannot be used, and RunFailed if a run has failed, after the others are done.
     """
@@ -52,28 +57,57 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context) -> None:
-    given = {key: str(context.run_config.get(key, "")).strip() for key in ("config", "set", "out")}
+    given = {key: str(context.run_config.get(key, "")).strip() for key in ("config", "set", "out", "data")}
     path = _config_path(given["config"] or "flower.toml")
     config = read(path, [part for part in given["set"].split(";") if part.strip()])
+    problem_of: ProblemOf = Setup.problem
+    if given["data"]:
+        share = _server_share(given["data"])
+        config, problem_of = _without_examples(config, share), share.problem
     jobs = plan(config)
-    check_problem(jobs)
+    check_problem(jobs, problem_of)
     text = written(config)
+    patience = _patience(context)
+    dropping = {job.setup().run for job in jobs if job.run().systems.failures == "drop"}
 
     @functools.cache
     def placement(clients: int) -> Placement:
         return Placement(grid, clients)
 
     def connect(setup: Setup, problem: Problem) -> Exchange:
-        return GridExchange(placement(len(problem.clients)), setup.model_dump_json())
+        placed = placement(len(problem.clients))
+        return GridExchange(placed, setup.model_dump_json(), drop=setup.run in dropping, patience=patience)
 
-    connect(jobs[0].setup(), jobs[0].setup().problem())  # without nodes all runs fail, so fail once and now
+    connect(jobs[0].setup(), problem_of(jobs[0].setup()))  # without nodes all runs fail, so fail once and now
     out = given["out"] or f"runs/{path.stem}-flower-{datetime.now():%Y%m%d-%H%M%S}"
     directory = RunDirectory.create(Path(out).expanduser().absolute())
     directory.write_config(text)
-    failures = Experiment(config, directory, connect, Log()).run()
+    failures = Experiment(config, directory, connect, Log(), problem_of).run()
     log.info("Results: %s", directory.path)
     if failures:
         raise RunFailed(f"{len(failures)} of {len(jobs)} runs failed, the first: {failures[0][1]}")
+
+
+def _server_share(path: str) -> Share:
+    """Read the server's file. Raises BadInput for another, a node's for one: the server is not to hold examples."""
+    share = Share.read(path)
+    if share.partition is not None:
+        raise BadInput("data", path, "the server's file, and it is that of a node")
+    return share
+
+
+def _without_examples(config: Config, share: Share) -> Config:
+    """The config of a server that holds no example: what would take them is off, and the log says so."""
+    off = ["value, gradient_norm and hypergradient_error at the true lower solution", *share.lost]
+    log.info("the server holds no client's examples; not measured: %s", ", ".join(off))
+    return config.model_copy(update={"run": config.run.model_copy(update={"solution_every": 0})})
+
+
+def _patience(context: Context) -> float:
+    given = context.run_config.get("patience", PATIENCE)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given <= MOST_PATIENCE:
+        raise BadInput("patience", given, f"a number of seconds above 0 and at most {MOST_PATIENCE:g}")
+    return float(given)
 
 
 def _config_path(name: str) -> Path:

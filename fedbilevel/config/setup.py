@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Any
 
 import torch
 
-from fedbilevel.config.build import build, needs_data, takes_seed
+from fedbilevel.config.build import build, defaults, needs_data, takes_seed
 from fedbilevel.config.tables import Batch, Config, DataTable, ProblemTable
-from fedbilevel.data import FederatedData, federate
+from fedbilevel.data import FederatedData, federate, partition_parameters
 from fedbilevel.data.poison import flipped_share, poisoned
 from fedbilevel.errors import BadInput
 from fedbilevel.federation.systems import BatchSize
@@ -67,16 +68,35 @@ class Setup(Strict):
 
     def problem(self) -> Problem:
         """Build the problem; the latest two are kept, as long as the user's files are the same. Raises BadInput."""
+        data, seed, own, content = self._drawn()
+        tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
+        return _problem(
+            json.dumps(tables), seed, own, self.dtype, content, self.flipped, self.seed if self.flipped else 0
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """What the problem is made of, with everything written out; the same for every run of the same problem.
+
+        Raises BadInput as `problem` does, but for what only the building tells.
+        """
+        data, seed, own, content = self._drawn()
+        problem = defaults(self.problem_table.name) | self.problem_table.model_dump()
+        spread = data and partition_parameters(data.partition) | data.model_dump() | {"seed": seed}
+        flipped = [self.flipped, self.seed] if self.flipped else None
+        drawn = {"seed": own, "flipped": flipped, "files": content, "run": {"dtype": self.dtype}}
+        return dict(json.loads(json.dumps({"problem": problem, "data": spread, **drawn})))
+
+    def _drawn(self) -> tuple[DataTable | None, int, int, str]:
+        """The data table, the seed of its partition, that of the problem (0 where there is none), and its files."""
         name = self.problem_table.name
         data = (self.data or DataTable()) if needs_data(name) else None
         if data is None and self.data is not None:
             raise BadInput("data", "a table", f"no table [data]: problem {name} takes no data set")
         seed = self.seed if data is None or data.seed is None else data.seed
-        tables = {"problem": self.problem_table.model_dump(), "data": data and data.model_dump(exclude={"seed"})}
         own = self.seed if takes_seed(name, self.problem_table.parameters) else 0
         files = self.problem_table.files.items()
         content = " ".join(file_at(file, f"problem.{key}").module_name for key, file in files)
-        return _problem(json.dumps(tables), seed if data else 0, own, self.dtype, content, self.flipped, self.seed)
+        return data, seed if data else 0, own, content
 
 
 @functools.lru_cache(maxsize=2)

@@ -168,6 +168,12 @@ class Config(ConditionTables):
         min_length=1,
         description="a table per curve: options of its own, and `algorithm` where it has another name",
     )
+    cross: dict[str, Any] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="keys of the tables of conditions with a list of values each: every algorithm runs under every "
+        "combination",
+    )
     tune: TuneTable | None = None
 
     @field_validator("title")

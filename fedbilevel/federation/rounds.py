@@ -187,8 +187,10 @@ class Federation:
 
         def outputs() -> list[tuple[Tensor, ...]]:
             # what answers will weigh is found by asking one client outside of the protocol
-            [reply] = self.exchange(replace(request, rows=True))
-            return [_like_sums(own, request) for own in reply.sums]
+            replies = self.exchange(replace(request, rows=True))
+            if not replies:
+                raise NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
+            return [_like_sums(own, request) for own in replies[0].sums]
 
         kind = (request.operations, *(tensor.shape for tensor in request.tensors.values()))
         done = self.answering(self.sampled, self.ledger.rounds, operations, request.options, down.bytes, kind, outputs)
@@ -267,7 +269,10 @@ class Federation:
     def measure(self, operation: Operation, **arguments: Any) -> Tensor:
         """The mean of an operation over all clients, for evaluation: not a round, and not counted."""
         request = replace(self._request((operation,), arguments, self.participation.everyone), rows=False)
-        outputs = weighted_mean(self.exchange(request), normalise=True)
+        replies = self.exchange(request)
+        if not replies:
+            raise NobodyAnswered(f"operation {operation.name}, after round {self.ledger.rounds}: nobody answered")
+        outputs = weighted_mean(replies, normalise=True)
         like = next(iter(request.tensors.values()))
         return outputs[0][0].to(dtype=like.dtype)
 

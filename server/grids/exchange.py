@@ -17,6 +17,7 @@ from torch import Tensor
 from clients.app import array_from_tensor, tensor_from_array
 from fedbilevel.errors import ClientFailed, RunFailed
 from fedbilevel.federation.messages import Reply, Request
+from server.grids.presence import Presence, by_node
 
 OPERATE, HELLO = "query.operate", "query.hello"
 
@@ -49,18 +50,30 @@ class Placement:
         expected, deadline = 1, time.monotonic() + timeout
         while len(known) < expected:
             new = sorted(set(self.grid.get_node_ids()) - set(known.values()))
-            messages = [_message(RecordDict(), HELLO, node) for node in new]
             left = max(deadline - time.monotonic(), 0.1)
-            for reply in _replies(self.grid, messages, timeout=left) if messages else []:
+            for node, reply in self._greeted(new, left):
                 _raise_error(reply)
                 metrics = reply.content.metric_records["partition"]
-                known[_whole(metrics["partition-id"])] = reply.metadata.src_node_id
+                known[_whole(metrics["partition-id"])] = node
                 expected = _whole(metrics["num-partitions"])
             if len(known) < expected:
                 if time.monotonic() > deadline:
                     raise RunFailed(f"only {len(known)} of {expected} nodes answered within {timeout:.0f} s")
                 time.sleep(0.2)
         return known
+
+    def hello(self, nodes: list[int], timeout: float) -> dict[int, int]:
+        """The node of each partition among these nodes; one that does not say which it is, of as many, is left out."""
+        found = {}
+        for node, reply in self._greeted(nodes, timeout):
+            metrics = reply.content.metric_records.get("partition") if reply.has_content() else None
+            if metrics is not None and metrics["num-partitions"] == len(self.nodes):
+                found[_whole(metrics["partition-id"])] = node
+        return found
+
+    def _greeted(self, nodes: list[int], timeout: float) -> list[tuple[int, Message]]:
+        messages = [_message(RecordDict(), HELLO, node) for node in nodes]
+        return by_node(messages, _replies(self.grid, messages, timeout=timeout)) if messages else []
 
     def split(self, clients: np.ndarray) -> list[tuple[int, np.ndarray]]:
         """Return the nodes that hold some of these clients (sorted), each with its own, in client order."""
@@ -75,33 +88,45 @@ class GridExchange:
     A vector is encoded once, and sent to a node once per outer iteration; a node that has lost its context (the process
     that answered for it has died) is asked again with every vector of the request. Replies are returned in client
     order, whatever order they come in. Every exchange is a session of its own: nodes keep nothing from one to the next.
+
+    drop: a node that does not reply within `patience` seconds is left out, and only the replies that came are returned.
     """
 
-    def __init__(self, placement: Placement, setup: str) -> None:
+    def __init__(self, placement: Placement, setup: str, *, drop: bool = False, patience: float = 120.0) -> None:
         self._placement, self._setup, self._session = placement, setup, uuid.uuid4().hex
+        self._presence = Presence(placement, patience) if drop else None
         self._iteration: int | None = None
         self._held: dict[int, set[int]] = {}
         self._encoded: dict[int, Array] = {}
 
     def __call__(self, request: Request) -> list[Reply]:
-        """Send the request to the nodes that hold its clients and wait for all of them."""
+        """Send the request to the nodes that hold its clients and wait for all of them, or for those that are there.
+
+        Raises ClientFailed for what a client raised; RunFailed where there is no node any more.
+        """
         if request.iteration != self._iteration:
             self._iteration, self._held = request.iteration, {}
         self._encoded = {token: array for token, array in self._encoded.items() if token in request.alive}
-        parts = self._placement.split(request.clients)
+        if self._presence is not None:
+            self._presence.look()
+        gone = set() if self._presence is None else self._presence.gone
+        parts = [(node, clients) for node, clients in self._placement.split(request.clients) if node not in gone]
         replies = self._ask(request, parts)
-        if forgetful := [(node, clients) for node, clients in parts if _missing(replies[node])]:
+        if forgetful := [(node, clients) for node, clients in parts if node in replies and _missing(replies[node])]:
             for node, _ in forgetful:
                 self._held[node] = set()
+                del replies[node]
             replies |= self._ask(request, forgetful)
             for node, clients in forgetful:
-                if names := _missing(replies[node]):
+                if node in replies and (names := _missing(replies[node])):
                     where = f"{_span(clients)}, {_what(request)}"
                     raise ClientFailed(f"{where}: the node has lost what it was just sent: {', '.join(names)}")
-        return [_unpacked(replies[node], clients) for node, clients in parts]
+        return [_unpacked(replies[node], clients) for node, clients in parts if node in replies]
 
     def _ask(self, request: Request, parts: list[tuple[int, np.ndarray]]) -> dict[int, Message]:
-        """Return each node's reply. Raises ClientFailed for one that says what went wrong, or that does not come."""
+        """Return each node's reply. Raises ClientFailed for one that says what went wrong, or that does not come
+        although nobody may be lost.
+        """
         what = {
             "session": self._session,
             "operations": request.operations,
@@ -128,12 +153,16 @@ class GridExchange:
                 own = {name: array_from_tensor(kept.rows) for name, kept in part.own.items()}
                 content["own"] = ArrayRecord(own)
             messages.append(_message(content, OPERATE, node))
-        by_node = {reply.metadata.src_node_id: reply for reply in _replies(self._placement.grid, messages)}
+        if self._presence is not None:
+            replies = self._presence.carry(messages)
+        else:
+            replies = dict(by_node(messages, _replies(self._placement.grid, messages)))
         for node, clients in parts:
-            if node not in by_node:
+            if node in replies:
+                _raise_error(replies[node], f"{_span(clients)}, {_what(request)}: ")
+            elif self._presence is None:
                 raise ClientFailed(f"{_span(clients)}, {_what(request)}: no reply")
-            _raise_error(by_node[node], f"{_span(clients)}, {_what(request)}: ")
-        return by_node
+        return replies
 
     def _unsent(self, node: int, request: Request) -> dict[str, Array]:
         """Return the vectors that a node does not hold yet, by token."""

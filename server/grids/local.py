@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
@@ -24,7 +24,8 @@ class LocalGrid(NumberedGrid):
     """Nodes that live in this process and answer one after another, in the order in which they are asked.
 
     `client_app` answers for every node; `nodes` is their number. Node j (from 0) has a `Context` of its own, kept for
-    the whole run, with `node_config = {"partition-id": j, "num-partitions": nodes}` and a copy of `run_config`. Each
+    the whole run, with `node_config = {"partition-id": j, "num-partitions": nodes}`, beside which stands what `own[j]`
+    says, and a copy of `run_config`. Each
     grid is a run of its own, with an id that no other local grid of the process has; several may be used by turns.
 
     A message is worked on when its reply is asked for, not when it is pushed. Both ways the records are copied (the
@@ -35,12 +36,19 @@ class LocalGrid(NumberedGrid):
     below 1.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: int = 1, run_config: UserConfig | None = None) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        nodes: int = 1,
+        run_config: UserConfig | None = None,
+        own: Sequence[UserConfig] = (),
+    ) -> None:
         if nodes < 1:
             raise BadInput("nodes", nodes, "an integer of at least 1")
         self._client_app = client_app
         self._number(nodes)
         self._run_config = dict(run_config or {})
+        self._own = list(own) or [{} for _ in range(nodes)]
         self.set_run(empty_run(next(_run_ids)))
 
     def _begin(self, run: Run) -> None:
@@ -49,7 +57,11 @@ class LocalGrid(NumberedGrid):
             node_id: Context(
                 run_id=run.run_id,
                 node_id=node_id,
-                node_config={"partition-id": partition, "num-partitions": len(self._node_ids)},
+                node_config={
+                    "partition-id": partition,
+                    "num-partitions": len(self._node_ids),
+                    **self._own[partition],
+                },
                 state=RecordDict(),
                 run_config=dict(self._run_config),
             )

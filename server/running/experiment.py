@@ -20,7 +20,7 @@ from fedbilevel.results.models import has_model, write_model
 from fedbilevel.results.targets import hold_target, hold_targets, measured
 from server.grids.engines import Carrier, in_process, opened
 from server.running.checkpoints import Checkpoint, Checkpoints
-from server.running.plan import Job, fingerprint, plan, resolved
+from server.running.plan import Job, ProblemOf, fingerprint, plan, resolved
 from server.running.run import initial, run_one
 
 WRITE_SECONDS = 1.0
@@ -119,10 +119,21 @@ def engine(name: str, **options: Any) -> Iterator[Connect]:
 
 
 class Experiment:
-    """Runs the jobs of a config and keeps `history.csv` and checkpoints up to date while they run."""
+    """Runs the jobs of a config and keeps `history.csv` and checkpoints up to date while they run.
 
-    def __init__(self, config: Config, directory: RunDirectory, connect: Connect, observer: Observer) -> None:
+    problem_of: what a run's setup becomes; a server that holds no example has another answer than `Setup.problem`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        connect: Connect,
+        observer: Observer,
+        problem_of: ProblemOf = Setup.problem,
+    ) -> None:
         self.config, self.directory, self.connect, self.observer = config, directory, connect, observer
+        self._problem_of = problem_of
         self.jobs = plan(config)
         self.rows: dict[tuple[str, int], list[Row]] = {(job.label, job.seed): [] for job in self.jobs}
         self.fingerprint = fingerprint(resolved(config))
@@ -198,13 +209,13 @@ class Experiment:
         rows = self.rows[job.label, job.seed]
         if not rows:
             return None
-        first = job.run().algorithm.init(*initial(job.setup().problem(), job.seed))
+        first = job.run().algorithm.init(*initial(self._problem_of(job.setup()), job.seed))
         checkpoint = self._checkpoints.load(job.name, first)
         return checkpoint if checkpoint is not None and _agree(rows, checkpoint) else None
 
     def _run(self, job: Job) -> None:
         setup = job.setup()
-        problem = setup.problem()
+        problem = self._problem_of(setup)
         record = Record(self, job)
         done = False
         try:

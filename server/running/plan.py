@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from server.evaluation.solution import every
 from server.kit.algorithm import Entry, find, option_names
 from server.kit.options import Options
 from server.running.run import Run, initial
+
+ProblemOf = Callable[[Setup], Problem]
+"""How the problem of a setup is made: by `Setup.problem` from data, or from what a server was dealt."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +207,10 @@ def fingerprint(config: Config) -> str:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-def check_problem(jobs: Iterable[Job]) -> None:
+def check_problem(jobs: Iterable[Job], problem_of: ProblemOf = Setup.problem) -> None:
     """Build the problem of every seed and hold every job against it. Raises BadInput."""
     for number, job in enumerate(jobs):
-        problem = job.setup().problem()
+        problem = problem_of(job.setup())
         if number == 0:
             _check_targets(job, problem)
         job.entry.hold(problem, f"algorithms.{job.label}")

@@ -28,6 +28,7 @@ from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import data_dtype
 from fedbilevel.results.history import SOLUTION_COLUMNS, Row
 from fedbilevel.results.targets import column_of, hold_target
+from fedbilevel.shares.cut import is_hollow
 from fedbilevel.tasks import is_local
 from server.evaluation.rows import Evaluator
 from server.evaluation.solution import every
@@ -138,9 +139,10 @@ class Run:
         start = initial(problem, self.seed)
         solved = every(self.table.solution_every, problem, *start) > 0
         self._hold_stop(problem, start, solved=solved)
-        apart = conditions.apart(self.conditions, self.systems)
-        need = estimate(problem, start, options, sample, solved=solved, apart=apart).total
-        require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
+        if not is_hollow(problem.clients):  # else the clients are elsewhere, and so is the memory that they take
+            apart = conditions.apart(self.conditions, self.systems)
+            need = estimate(problem, start, options, sample, solved=solved, apart=apart).total
+            require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
         indices, iterations = getattr(options, "indices", None), self.table.iterations
         if indices is not None and iterations is not None and len(indices) < iterations:
             raise BadInput("options.indices", f"{len(indices)} indices", f"one per outer iteration, {iterations}")

@@ -16,6 +16,7 @@ SLOW = {
     "README.md",
     "docs/guide/conditions.md",
     "docs/guide/configs.md",
+    "docs/guide/deployment.md",
     "docs/guide/exactness.md",
     "docs/guide/judging.md",
     "docs/guide/run_directories.md",

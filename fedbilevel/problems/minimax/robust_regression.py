@@ -108,7 +108,7 @@ class RobustRegression:
     @property
     def dim_x(self) -> int:
         """Features."""
-        return int(self.test["input"].shape[1])
+        return int(self.clients.upper.values["input"].shape[1])
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """x0 normal with a standard deviation of a tenth over all entries; y0 = 0, no perturbation."""

@@ -52,7 +52,8 @@ def file(tmp_path, text=QUADRATIC):
         (
             "rnu",
             3,
-            "rnu: got 3; allowed: at the top only algorithms, data, engine, options, problem, run, systems, title",
+            "rnu: got 3; allowed: at the top only aggregation, algorithms, channel, cross, data, engine, options, "
+            "privacy, problem, run, systems, title",
         ),
         ("run", 3, "run: got 3; allowed: a table"),
         ("run", ..., "run: got nothing; allowed: a table (required)"),
