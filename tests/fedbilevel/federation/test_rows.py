@@ -130,6 +130,20 @@ def test_the_mean_of_attacked_answers_keeps_the_weights_and_the_start_of_an_iter
         close(fed.mean(local.sgd_steps, x=X, y=Y, lower_step=STEP, local_steps=1), y - STEP * w @ GY[who])
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"rule": "mean", "systems": attack("nan", 0.0)}, {}, {"privacy": PrivacyTable(clip=1e9, noise_multiplier=0.0)}],
+)
+def test_a_step_along_an_aggregate_is_whole_where_weights_are_used_and_where_they_are_not(told: dict[str, Any]) -> None:
+    """All clients make the same step: unbiased weights of a sample would scale it, votes leave it as it is."""
+    rule = {"rule": "mean"} if "privacy" in told else {}
+    fed = under(**rule, **told, weighting="unbiased", clients_per_round=5)
+    assert abs(M / 5 * P[fed.sampled].sum() - 1) > 0.01
+    gradient = torch.arange(1.0, 5.0, dtype=torch.float64)
+    got = fed.mean(local.svrg_steps, x=X, y=Y, gradient=gradient, lower_step=STEP, local_steps=1)
+    close(got, y - STEP * gradient.numpy())
+
+
 def test_attackers_know_all_honest_answers_of_the_round_over_all_workers() -> None:
     for workers in (1, 3):
         fed = under("mean", workers, systems=attack("ipm", strength=3.0))
