@@ -213,6 +213,12 @@ def _head(oracle: TaskOracle, o: Any) -> Against:
     return Against(fine, f"against the flow of the head to T = {T:g}, known to {known:.0e}")
 
 
+def _ridge(oracle: TaskOracle, o: Any) -> Against:
+    gradient = oracle.dense.ridge_head(o.initial_ridge, o.initial_scale)
+    gradient[:, -2:] *= gradient.new_tensor([o.learn_ridge, o.learn_scale])
+    return Against(gradient, "against the normal equations of its features")
+
+
 TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "maml": _unrolled,
     "fomaml": _first_order,
@@ -223,6 +229,7 @@ TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "bome": _implicit,
     "a-maml": _flow,
     "comln": _head,
+    "r2d2": _ridge,
 }
 """What the meta-gradient of each method stands for, however many steps it takes for it."""
 

@@ -163,6 +163,12 @@ class TaskOracle:
 
         return expected
 
+    def ridge(self, name: str) -> Iterator[Finding]:
+        """R2D2: the derivative of the normal equations, in lam and the scale too."""
+        found, _, o = self.run(name)
+        expected = self.dense.ridge_head(o["initial_ridge"], o["initial_scale"])
+        yield Finding(name, "the normal equations of its features", relative(found, expected))
+
     def _flowed(self, name: str, reference: str, T: float, found: Tensor, expected: Callable[[int], Tensor]) -> Finding:
         fine, known = settled(expected)
         said = f"{reference} to T = {T:g}" + (f", which is known to {known:.0e}" if 10 * known > SOLVER else "")
@@ -206,6 +212,7 @@ REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
     "a-maml": TaskOracle.flow,
     "comln": TaskOracle.head,
     "memfbo": TaskOracle.penalty,
+    "r2d2": TaskOracle.ridge,
 }
 """What each method is held against."""
 

@@ -7,13 +7,14 @@ problem's closed forms, so that a wrong closed form shows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from fedbilevel.derivatives import Level
-from fedbilevel.problem import Examples
+from fedbilevel.problem import Examples, map_examples
 from fedbilevel.tasks import TaskProblem, Tasks
 
 FINE = 100
@@ -70,6 +71,27 @@ class DenseTasks:
             y, J = (v + h / 6 * (p + 2 * q + 2 * r + s) for v, p, q, r, s in zip((y, J), a, b, c, d, strict=True))
         return self._back(y, J), -(moves * self.gradient("lower", y) * self.gradient("upper", y)).sum(-1)
 
+    def ridge_head(self, lam: float, scale: float) -> Tensor:
+        """The gradient in (x, log lam, log scale) of f behind the head of a ridge regression on the features, [B, d+2].
+
+        The head comes from the normal equations, a system of the size of the features.
+        """
+        problem: Any = self.problem  # one with `features` and `classes`
+        C = int(problem.classes)
+
+        def loss(z: Tensor, support: Any, query: Any) -> Tensor:
+            phi = problem.features(z[:-2], support["input"])
+            phi = torch.cat([phi, torch.ones_like(phi[:, :1])], 1)
+            Y = (support["label"][:, None] == torch.arange(C)).to(phi.dtype)
+            system = phi.mT @ phi + z[-2].exp() * torch.eye(phi.shape[1], dtype=phi.dtype)
+            W = z[-1].exp() * (torch.linalg.inv(system) @ phi.mT @ Y).mT
+            y = torch.cat([z[: len(self.x[0]) - W.numel()], W[:, :-1].flatten(), W[:, -1]])
+            return torch.as_tensor(problem.upper(y, y, query).mean())
+
+        z = torch.cat([self.x[0], self.x.new_tensor([lam, scale]).log()])
+        sets = self.examples["lower"], self.examples["upper"]
+        return torch.stack([grad(loss)(z, *(_of(part, b) for part in sets)) for b in range(len(self.x))])
+
     def _back(self, y: Tensor, J: Tensor) -> Tensor:
         return torch.einsum("bij,bi->bj", J, self.gradient("upper", y))
 
@@ -87,3 +109,8 @@ class DenseTasks:
     def implicit(self, lam: float, y: Tensor) -> Tensor:
         """`lam (Hess L(y) + lam I)^-1 grad f(y)`."""
         return lam * torch.as_tensor(torch.linalg.solve(self.hessian(y) + lam * self.one, self.gradient("upper", y)))
+
+
+def _of(part: Examples, b: int) -> Examples:
+    """One task's examples."""
+    return map_examples(lambda t: t[b], part)
