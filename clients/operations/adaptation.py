@@ -42,5 +42,5 @@ def adapted_losses(cohort: Cohort, x: Tensor, *, method: str, settings: Mapping[
     """`(f_i, L_i)` at the adapted parameters, for evaluation: never counted as communication."""
     chosen = methods()[method]
     batch = cohort.tasks(chosen.parameters(x), tasks, fixed=True)
-    y = chosen.adapt(batch, x, settings).y
-    return _mean(torch.stack([batch.losses("upper", y), batch.losses("lower", y)], -1), tasks)
+    adapted = chosen.adapt(batch, x, settings)
+    return _mean(torch.stack([adapted.losses(batch, "upper"), adapted.losses(batch, "lower")], -1), tasks)

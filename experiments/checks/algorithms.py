@@ -219,6 +219,13 @@ def _ridge(oracle: TaskOracle, o: Any) -> Against:
     return Against(gradient, "against the normal equations of its features")
 
 
+def _tangent(oracle: TaskOracle, o: Any) -> Against:
+    T = o.local_steps * o.lower_step if o.initial_horizon is None else o.initial_horizon
+    gradient = oracle.flowing_tangent(T, o.label_scale)
+    gradient[:, -1] *= o.learn_horizon
+    return Against(gradient, f"against dense Jacobians and a matrix exponential to T = {T:g}")
+
+
 TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "maml": _unrolled,
     "fomaml": _first_order,
@@ -230,6 +237,7 @@ TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "a-maml": _flow,
     "comln": _head,
     "r2d2": _ridge,
+    "ntk-maml": _tangent,
 }
 """What the meta-gradient of each method stands for, however many steps it takes for it."""
 

@@ -16,7 +16,7 @@ from fedbilevel import randomness
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import map_examples
 from fedbilevel.reference.comparison import relative
-from fedbilevel.reference.local_level import FINE, DenseTasks
+from fedbilevel.reference.local_level import FINE, DenseTasks, flowing
 from fedbilevel.tasks import TaskProblem
 from server.kit.algorithm import Entry, algorithms
 from server.kit.meta import TaskOptions
@@ -169,6 +169,16 @@ class TaskOracle:
         expected = self.dense.ridge_head(o["initial_ridge"], o["initial_scale"])
         yield Finding(name, "the normal equations of its features", relative(found, expected))
 
+    def tangent(self, name: str) -> Iterator[Finding]:
+        """Kernel adaptation: autograd through dense Jacobians and a matrix function, in log T too."""
+        found, _, o = self.run(name)
+        expected = self.flowing_tangent(o["local_steps"] * o["lower_step"], o["label_scale"])
+        yield Finding(name, "dense Jacobians and a matrix exponential", relative(found, expected))
+
+    def flowing_tangent(self, T: float, scale: float) -> Tensor:
+        """The dense meta-gradient [B, d + 1] of the flow of the linearised network to T and in log T."""
+        return self.dense.tangent(flowing, torch.cat([self.x, self.x.new_tensor([T]).log()]), scale)
+
     def _flowed(self, name: str, reference: str, T: float, found: Tensor, expected: Callable[[int], Tensor]) -> Finding:
         fine, known = settled(expected)
         said = f"{reference} to T = {T:g}" + (f", which is known to {known:.0e}" if 10 * known > SOLVER else "")
@@ -213,6 +223,7 @@ REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
     "comln": TaskOracle.head,
     "memfbo": TaskOracle.penalty,
     "r2d2": TaskOracle.ridge,
+    "ntk-maml": TaskOracle.tangent,
 }
 """What each method is held against."""
 

@@ -15,7 +15,7 @@ from torch.func import grad, jacrev, vmap
 
 from fedbilevel.derivatives import Level
 from fedbilevel.problem import Examples, map_examples
-from fedbilevel.tasks import TaskProblem, Tasks
+from fedbilevel.tasks import TaskProblem, Tasks, loss_of_outputs
 
 FINE = 100
 """The most Runge-Kutta steps of the flow."""
@@ -92,6 +92,31 @@ class DenseTasks:
         sets = self.examples["lower"], self.examples["upper"]
         return torch.stack([grad(loss)(z, *(_of(part, b) for part in sets)) for b in range(len(self.x))])
 
+    def tangent(self, phi: Callable[[Tensor, Tensor], Tensor], z: Tensor, scale: float) -> Tensor:
+        """The gradient in z [d+k] of f behind an adaptation of the network linearised at z's first d entries, [B, d+k].
+
+        phi: from K/n and z to the matrix phi(K/n); scale: of one-hot labels. Jacobians are written down, and
+        autograd goes through them.
+        """
+        problem: Any = self.problem  # one with a kind
+
+        def loss(z: Tensor, support: Any, query: Any) -> Tensor:
+            def outputs(part: Any) -> Callable[[Tensor], Tensor]:
+                return lambda y: torch.as_tensor(problem.outputs(y, part).flatten())
+
+            y, n = z[: len(self.x[0])], len(support["label"])
+            J, J_q = (jacrev(outputs(part))(y) for part in (support, query))
+            found, out = outputs(support)(y), outputs(query)(y)
+            Y = support["label"]
+            if problem.kind == "classification":
+                Y = scale * (Y[:, None] == torch.arange(len(found) // n)).to(y.dtype)
+            out = out + J_q @ J.mT @ phi(J @ J.mT / n, z) @ (Y.flatten() - found) / n
+            shaped = out.view_as(problem.outputs(y, query))
+            return loss_of_outputs(problem, shaped, query["label"]).mean()
+
+        sets = self.examples["lower"], self.examples["upper"]
+        return torch.stack([grad(loss)(z, *(_of(part, b) for part in sets)) for b in range(len(self.x))])
+
     def _back(self, y: Tensor, J: Tensor) -> Tensor:
         return torch.einsum("bij,bi->bj", J, self.gradient("upper", y))
 
@@ -114,3 +139,10 @@ class DenseTasks:
 def _of(part: Examples, b: int) -> Examples:
     """One task's examples."""
     return map_examples(lambda t: t[b], part)
+
+
+def flowing(K: Tensor, z: Tensor) -> Tensor:
+    """The integral of exp(-K t) over t from 0 to T = exp(z[-1]), by one matrix exponential of twice the size."""
+    zero, one = torch.zeros_like(K), torch.eye(len(K), dtype=K.dtype)
+    both = torch.cat([torch.cat([-K, one], 1), torch.cat([zero, zero], 1)])
+    return torch.as_tensor(torch.linalg.matrix_exp(both * z[-1].exp())[: len(K), len(K) :])

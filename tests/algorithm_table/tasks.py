@@ -28,6 +28,7 @@ ROWS = {
     ),
     "a-maml": TaskRow(),
     "comln": TaskRow(size=lambda parameters: parameters + 1),
+    "ntk-maml": TaskRow(size=lambda parameters: parameters + 1),
     "r2d2": TaskRow(size=lambda parameters: parameters + 2),
 }
 
