@@ -184,6 +184,16 @@ class TangentKernel(Kernel):
         return gradient, (loss, x[-1].exp().expand(len(tasks)))
 
 
+@method("kernel-maml")
+class RidgeKernel(Kernel):
+    """The minimum with a pull lam |y - x|^2 / 2."""
+
+    def spectrum(self, w: Tensor, x: Tensor, o: Settings) -> Spectrum:
+        """`phi(w) = 1 / (w + lam)`, whose divided differences are `-phi(w_i) phi(w_j)`."""
+        phi = 1.0 / (w + o["proximal"])
+        return Spectrum(phi, -torch.outer(phi, phi), torch.zeros_like(w))
+
+
 def flow(w: Tensor, T: Tensor) -> Tensor:
     """`(1 - exp(-w T)) / w`, and T at w = 0."""
     small = w * T == 0

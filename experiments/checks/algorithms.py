@@ -226,6 +226,11 @@ def _tangent(oracle: TaskOracle, o: Any) -> Against:
     return Against(gradient, f"against dense Jacobians and a matrix exponential to T = {T:g}")
 
 
+def _pulled_tangent(oracle: TaskOracle, o: Any) -> Against:
+    gradient = oracle.pulled_tangent(o.proximal, o.label_scale)
+    return Against(gradient, f"against dense Jacobians with lam_p = {o.proximal:g}, tasks not weighed")
+
+
 TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "maml": _unrolled,
     "fomaml": _first_order,
@@ -238,6 +243,7 @@ TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "comln": _head,
     "r2d2": _ridge,
     "ntk-maml": _tangent,
+    "kernel-maml": _pulled_tangent,
 }
 """What the meta-gradient of each method stands for, however many steps it takes for it."""
 

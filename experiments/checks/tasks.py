@@ -175,6 +175,16 @@ class TaskOracle:
         expected = self.flowing_tangent(o["local_steps"] * o["lower_step"], o["label_scale"])
         yield Finding(name, "dense Jacobians and a matrix exponential", relative(found, expected))
 
+    def ridge_tangent(self, name: str) -> Iterator[Finding]:
+        """The same with an inverse; the tasks' own gradients, before they are weighed."""
+        found, _, o = self.run(name)
+        expected = self.pulled_tangent(o["proximal"], o["label_scale"])
+        yield Finding(name, "dense Jacobians and an inverse, tasks not weighed", relative(found, expected))
+
+    def pulled_tangent(self, lam: float, scale: float) -> Tensor:
+        """The dense meta-gradient [B, d] of the linearised network with a pull lam |y - x|^2 / 2."""
+        return self.dense.tangent(lambda K, z: torch.linalg.inv(K + lam * torch.eye(len(K)).to(K)), self.x, scale)
+
     def flowing_tangent(self, T: float, scale: float) -> Tensor:
         """The dense meta-gradient [B, d + 1] of the flow of the linearised network to T and in log T."""
         return self.dense.tangent(flowing, torch.cat([self.x, self.x.new_tensor([T]).log()]), scale)
@@ -224,6 +234,7 @@ REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
     "memfbo": TaskOracle.penalty,
     "r2d2": TaskOracle.ridge,
     "ntk-maml": TaskOracle.tangent,
+    "kernel-maml": TaskOracle.ridge_tangent,
 }
 """What each method is held against."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, localcontext
 from typing import Any
 
@@ -17,14 +18,16 @@ from clients.methods import kernel, methods
 from clients.methods.kernel import divided, flow
 from clients.tasks import TaskBatch
 from fedbilevel import BadInput, simulate
+from fedbilevel.errors import ClientFailed
 from fedbilevel.problems.inspection import convert
 from fedbilevel.problems.tasks.sinusoid import Sinusoid
 from server.kit.algorithm import find
 from server.running.estimate import estimate
 from tests.agreement import relative
 from tests.problem_table import CLASSES, DIM, Softmax, with_horizon
-from tests.runs import meta_gradient, settings, start, tasks_of
+from tests.runs import drawn, meta_gradient, sampled_sets, settings, start, tasks_of, traced
 
+NAMES = ["ntk-maml", "kernel-maml"]
 NTK = {"initial_horizon": 1.7}
 CURVES = {"clients": 2, "shots": 4, "queries": 3, "hidden": [5], "activation": "tanh"}
 
@@ -96,7 +99,7 @@ def test_for_a_model_linear_in_x_adaptation_is_the_gradient_flow() -> None:
 
 
 @pytest.mark.parametrize("problem", [Softmax(2), Sinusoid(**CURVES)], ids=["classes", "curves"])
-@pytest.mark.parametrize("name", ["ntk-maml"])
+@pytest.mark.parametrize("name", NAMES)
 def test_meta_gradients_are_those_of_central_differences(name: str, problem: Any) -> None:
     tasks, x = tasks_of(problem, 1, seed=3)
     z, h = carried(name, x), 1e-5
@@ -110,7 +113,7 @@ def test_meta_gradients_are_those_of_central_differences(name: str, problem: Any
         assert float(found[b, -1]) == pytest.approx(ends[-1], rel=1e-5, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["ntk-maml"])
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_at_one_time_do_not_matter(name: str) -> None:
     tasks, x = tasks_of(Softmax(2), 3)
     whole, *others = (
@@ -121,7 +124,7 @@ def test_rows_at_one_time_do_not_matter(name: str) -> None:
     assert find(name).options.model_fields["jacobian_rows"].default < 10_000
 
 
-@pytest.mark.parametrize("name", ["ntk-maml"])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_more_rows_are_made_at_one_time_than_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """5 tasks of 6 x 3 outputs: two tasks' at one time with 40 rows; of one task in parts with 10."""
     tasks, x = tasks_of(Softmax(5), 1)
@@ -223,7 +226,7 @@ def test_kernels_are_solved_in_double_precision_unless_told() -> None:
     assert errors[1] < 1e-3
 
 
-@pytest.mark.parametrize("name", ["ntk-maml"])
+@pytest.mark.parametrize("name", NAMES)
 def test_problems_without_labels_are_refused_with_those_that_fit(name: str) -> None:
     allowed = r"a problem whose tasks have labels, .*; for this problem one of a-maml, .*maml, memfbo, reptile"
     with pytest.raises(BadInput, match=f"algorithm: got '{name}'; allowed: {allowed}") as refused:
@@ -241,7 +244,7 @@ def test_options_that_cannot_be_used() -> None:
             simulate(Softmax(), "ntk-maml", iterations=1, **{key: value})
 
 
-@pytest.mark.parametrize("name", ["ntk-maml"])
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_are_in_the_estimate_of_memory(name: str) -> None:
     problem = Softmax()
     x, y = start(problem)
@@ -251,3 +254,53 @@ def test_rows_are_in_the_estimate_of_memory(name: str) -> None:
         return estimate(problem, (x, y), find(name).parse(chosen), None).rows
 
     assert rows(3000) - rows(2000) > 1000 * 2 * len(x) * 8
+
+
+# ---- weights of tasks ----
+
+
+def test_the_pull_to_x_makes_it_ridge_regression_for_a_model_linear_in_x() -> None:
+    """Argmin |Y - Phi y|^2 / 2n + lam |y - x|^2 / 2, which is iMAML's lower level, by its normal equations."""
+    problem = Lines(**CURVES)
+    tasks, x = tasks_of(problem, 2)
+    y = methods()["kernel-maml"].adapt(tasks, x, settings("kernel-maml", proximal=0.4)).y
+    for b in range(len(tasks)):
+        support = of(tasks.tasks.support, b)
+        Phi = jacrev(lambda y, support=support: problem.outputs(y, support))(x)
+        system = Phi.T @ Phi / len(Phi) + 0.4 * torch.eye(DIM, dtype=x.dtype)
+        expected = torch.linalg.solve(system, Phi.T @ support["label"] / len(Phi) + 0.4 * x)
+        assert relative(y[b], expected) < 1e-12
+
+
+def weighed(temperature: float, **more: Any) -> Any:
+    own = {"proximal": 0.4, "tasks_per_client": 3, "clients_per_round": 2, "upper_step": 0.3, "seed": 7}
+    return traced(Softmax(), "kernel-maml", 3, temperature=temperature, **own, **more)
+
+
+@pytest.mark.parametrize("weighting", ["normalised", "unbiased"])
+@pytest.mark.parametrize("temperature", [0.2, 1.5, math.inf])
+def test_tasks_weigh_as_the_exponential_of_their_losses(temperature: float, weighting: str) -> None:
+    """H = sum_i p_i mean w grad / sum_i p_i mean w, from losses of dense Jacobians."""
+    problem: Any = Softmax()
+    result = weighed(temperature, weighting=weighting)
+    x = start(problem, 7)[0]
+    for k, clients in enumerate(sampled_sets(problem, 2, 3, 7)):
+        batch = TaskBatch(problem, drawn(problem, clients, k, 3, seed=7), x)
+        gradient = meta_gradient("kernel-maml", batch, x, proximal=0.4)
+        losses = torch.tensor([dense_loss("kernel-maml", batch, b, x) for b in range(6)], dtype=x.dtype)
+        p = torch.from_numpy(problem.clients.weights[clients]).repeat_interleave(3)
+        w = p * torch.exp(losses / temperature)
+        assert relative(result.trace[k].hypergradient, (w[:, None] * gradient).sum(0) / w.sum()) < 1e-10
+        if math.isinf(temperature):
+            mean = (p[:, None] * gradient).sum(0) / p.sum()
+            assert relative(result.trace[k].hypergradient, mean) < 1e-12
+        x = result.trace[k].x
+    assert [entry.rounds for entry in result.trace] == [1, 1, 1]
+
+
+def test_weights_beyond_the_numbers_end_the_run_in_one_line() -> None:
+    said = r"client \d.*exp\(loss / temperature\) is beyond the numbers: its loss is .*take a higher temperature"
+    with pytest.raises(ClientFailed, match=said):
+        weighed(1e-4)
+    with pytest.raises(BadInput, match=r"options.temperature: got 0\.0; allowed"):
+        weighed(0.0)
