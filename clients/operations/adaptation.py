@@ -44,7 +44,7 @@ def weighted_meta_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The means over the client's tasks of w d f / dx and of w = exp(f / temperature) [1], and of what is reported.
 
-    f is the query loss, which the method reports as `query_loss`. Raises RunFailed where a weight is beyond the numbers.
+    f is the query loss, reported by the method as `query_loss`. Raises RunFailed where a weight is beyond the numbers.
     """
     chosen = methods()[method]
     batch = cohort.tasks(chosen.parameters(x), tasks)

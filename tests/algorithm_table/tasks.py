@@ -29,6 +29,7 @@ ROWS = {
     "a-maml": TaskRow(),
     "comln": TaskRow(size=lambda parameters: parameters + 1),
     "ntk-maml": TaskRow(size=lambda parameters: parameters + 1),
+    "stochastic-bilevel": TaskRow(),
     "kernel-maml": TaskRow(beside=1),
     "r2d2": TaskRow(size=lambda parameters: parameters + 2),
 }
