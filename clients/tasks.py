@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fedbilevel import derivatives
+from fedbilevel import derivatives, randomness
 from fedbilevel.derivatives import Level
 from fedbilevel.problem import Problem, leaves
 from fedbilevel.tasks import Tasks
@@ -33,9 +33,12 @@ class TaskBatch:
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def generators(self) -> list[torch.Generator]:
-        """Each task's own random numbers, from their beginning."""
-        return [torch.Generator().manual_seed(int(word) % 2**63) for word in self.words]
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """Each task's own random numbers for a purpose, from their beginning."""
+        words = [
+            int(randomness.bits(int(word) % 2**63, np.zeros(1, np.int64), 0, purpose, 1)[0, 0]) for word in self.words
+        ]
+        return [torch.Generator().manual_seed(word % 2**63) for word in words]
 
     def spread(self, vector: Tensor) -> Tensor:
         """One copy of a common vector per task, [B, d]."""

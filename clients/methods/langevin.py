@@ -37,7 +37,7 @@ class Langevin(Method):
 
 def chains(tasks: TaskBatch, x: Tensor, o: Settings) -> Tensor:
     """`y -= eta gy - sqrt(2 eta T) xi`: the last points [S, B, d]. The numbers xi are each task's own."""
-    eta, draws = o["lower_step"], tasks.generators()
+    eta, draws = o["lower_step"], tasks.generators("langevin")
     y = tasks.spread(x).expand(o["samples"], -1, -1)
     for _ in range(o["lower_rounds"]):
         xi = torch.stack(

@@ -117,6 +117,14 @@ class TaskOracle:
             )
             yield Finding(label, reference, relative(found, expected))
 
+    def active(self, name: str) -> Iterator[Finding]:
+        """AGILE: without augmentation and with all of its pool it is MAML."""
+        found, _, o = self.run(name, augmented=0.0)
+        K = o["local_steps"]
+        expected = self.dense.descent(K, o["lower_step"], K)[1]
+        reference = f"Hessians along {K} of {K} steps"
+        yield Finding(f"{name}, not augmented, whole pool", reference, relative(found, expected))
+
     def way_back(self, name: str) -> Iterator[Finding]:
         """Reptile."""
         found, _, o = self.run(name)
@@ -232,6 +240,7 @@ REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
     "a-maml": TaskOracle.flow,
     "comln": TaskOracle.head,
     "memfbo": TaskOracle.penalty,
+    "agile": TaskOracle.active,
     "r2d2": TaskOracle.ridge,
     "ntk-maml": TaskOracle.tangent,
     "kernel-maml": TaskOracle.ridge_tangent,

@@ -30,6 +30,7 @@ ROWS = {
     "comln": TaskRow(size=lambda parameters: parameters + 1),
     "ntk-maml": TaskRow(size=lambda parameters: parameters + 1),
     "stochastic-bilevel": TaskRow(),
+    "agile": TaskRow(),
     "kernel-maml": TaskRow(beside=1),
     "r2d2": TaskRow(size=lambda parameters: parameters + 2),
 }

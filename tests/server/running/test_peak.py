@@ -27,7 +27,7 @@ GROWTH = {
     "a-maml, backward": (0, {"adjoint": "backward", "solver": "euler"}, (10, 1000)),
 }
 FLAT = ("fomaml", "reptile", "imaml", "ibaml", "memfbo", "bome")
-WITHOUT_STEPS = {"comln", "r2d2", "ntk-maml", "kernel-maml", "stochastic-bilevel"}
+WITHOUT_STEPS = {"agile", "comln", "r2d2", "ntk-maml", "kernel-maml", "stochastic-bilevel"}
 """Those that have no inner steps, or need labels or a softmax head."""
 CASES = GROWTH | {name: (0, {}, (10, 1000)) for name in methods() if name in FLAT}
 
