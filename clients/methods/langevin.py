@@ -11,6 +11,9 @@ from torch.func import vmap
 from clients.methods.method import Adapted, Method, Settings, method
 from clients.tasks import TaskBatch
 
+TOGETHER = 1 << 22
+"""The most numbers of points that are differentiated at one time, but for one sample of every task."""
+
 
 @method("stochastic-bilevel")
 class Langevin(Method):
@@ -27,7 +30,7 @@ class Langevin(Method):
     def meta_gradient(self, tasks: TaskBatch, x: Tensor, o: Settings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`-Cov(f, gx)/T = lam_p Cov(f, y)/T`, as `gx = -lam_p (y - x)` and f does not depend on x itself."""
         y = chains(tasks, x, o)
-        f = vmap(lambda y: tasks.losses("upper", y))(y)
+        f = vmap(lambda y: tasks.losses("upper", y), chunk_size=_samples_together(y))(y)
         return o["proximal"] / o["temperature"] * covariance(f, y), ()
 
     def passes(self, o: Settings) -> tuple[float, float]:
@@ -43,9 +46,14 @@ def chains(tasks: TaskBatch, x: Tensor, o: Settings) -> Tensor:
         xi = torch.stack(
             [torch.randn(len(y), y.shape[-1], generator=each, dtype=torch.float64) for each in draws], 1
         ).to(y)
-        gy = vmap(lambda y: tasks.gradient("lower", y))(y) + o["proximal"] * (y - x)
+        gy = vmap(lambda y: tasks.gradient("lower", y), chunk_size=_samples_together(y))(y) + o["proximal"] * (y - x)
         y = y - eta * gy + math.sqrt(2 * eta * o["temperature"]) * xi
     return y
+
+
+def _samples_together(y: Tensor) -> int:
+    """Of samples y [S, B, d]."""
+    return max(1, TOGETHER // y[0].numel())
 
 
 def covariance(f: Tensor, g: Tensor) -> Tensor:

@@ -54,6 +54,10 @@ class TaskOptions(options.UpperOptions):
         """
         return tasks * (self.kept() * vector + max(2 * support, query))
 
+    def held_to_judge(self, tasks: int, vector: float, support: float, query: float) -> float:
+        """The same of an evaluation, which adapts and takes losses alone."""
+        return tasks * max(support, query)
+
 
 class MetaOptions(TaskOptions):
     """Options of the algorithms whose lower level is local."""

@@ -93,7 +93,7 @@ def _of_tasks(problem: TaskProblem, y: Tensor, o: TaskOptions, m: int, sampled: 
     sets = _bytes(support) + _bytes(query)
     round, seen = sampled * o.tasks_per_client, max(m * o.tasks_per_client, min(o.evaluation_tasks, EVALUATION_CHUNK))
     training = round * _TASK * row + o.held(round, row, kept[0], kept[1])
-    evaluation = seen * (_TASK * row + max(kept))
+    evaluation = seen * _TASK * row + o.held_to_judge(seen, row, kept[0], kept[1])
     return 2.0 * sets * max(round, seen), max(training, evaluation)
 
 

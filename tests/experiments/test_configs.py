@@ -22,7 +22,7 @@ def test_the_configs_are_there() -> None:
     assert {"demo", "fednest_fig2", "aggitd_vs_fednest", "flower"} <= {path.stem for path in CONFIGS}
 
 
-LONG = {"single_loop", "omniglot", "loss_tuning"}
+LONG = {"single_loop", "omniglot", "omniglot_active", "omniglot_closed", "loss_tuning"}
 
 
 def shortened(path: Path) -> ParameterSet:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clients.methods.langevin import covariance
+from clients.methods.langevin import TOGETHER, covariance
 from clients.operations.sampling import lower_gradients, values_at_samples
 from fedbilevel.errors import BadInput
 from fedbilevel.federation.rounds import Federation
@@ -37,9 +37,14 @@ class Options(TaskOptions):
         float, Field(gt=0, allow_inf_nan=False, description="lam_p: pull to x where the lower level is local")
     ] = 1.0
 
-    def kept(self) -> int:
-        """Points, gradients and noise of all chains."""
-        return 4 * self.samples
+    def held(self, tasks: int, vector: float, support: float, query: float) -> float:
+        """Points, gradients and noise of all chains, and what those that are together keep to be differentiated."""
+        pairs = min(tasks * self.samples, max(tasks, int(8 * TOGETHER / vector)))
+        return tasks * self.samples * 4 * vector + pairs * max(support, query)
+
+    def held_to_judge(self, tasks: int, vector: float, support: float, query: float) -> float:
+        """The same: an evaluation has chains too."""
+        return self.held(tasks, vector, support, query)
 
     def hold_blocks(self) -> None:
         """Raises BadInput: what clients answer at the samples is of the whole x."""

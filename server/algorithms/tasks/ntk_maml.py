@@ -30,8 +30,8 @@ class KernelOptions(TaskOptions):
     solve_dtype: SolveDtype = "float64"
 
     def held(self, tasks: int, vector: float, support: float, query: float) -> float:
-        """Rows of the Jacobian and of what it is multiplied by, with what each keeps to be differentiated twice."""
-        return self.jacobian_rows * (4 * vector + 3 * support) + 2 * tasks * query
+        """Rows of the Jacobian and of what it is multiplied by, with a part of what each keeps to be differentiated."""
+        return self.jacobian_rows * (4 * vector + support / 2) + 2 * tasks * query
 
 
 class Options(KernelOptions, MetaOptions):

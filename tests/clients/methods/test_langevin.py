@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clients.methods import langevin
 from clients.methods.langevin import chains, covariance
 from clients.tasks import TaskBatch
 from fedbilevel import BadInput, simulate
@@ -140,6 +141,16 @@ def test_on_a_common_lower_level_x_comes_near_the_solution() -> None:
     result = traced(problem, "stochastic-bilevel", 40, upper_step=0.2, **options)
     start_x, solution = start(problem)[0], torch.as_tensor(problem.solution())
     assert float((result.x - solution).norm()) < 0.3 * float((start_x - solution).norm())
+
+
+def test_chains_that_are_differentiated_apart_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks, x = tasks_of(Softmax(2), 2)
+    own = {"samples": 6, "lower_rounds": 3}
+    whole = meta_gradient("stochastic-bilevel", tasks, x, **own)
+    monkeypatch.setattr(langevin, "TOGETHER", 4 * len(x) * 4)
+    assert relative(meta_gradient("stochastic-bilevel", tasks, x, **own), whole) < 1e-12
+    monkeypatch.setattr(langevin, "TOGETHER", 1)
+    assert relative(meta_gradient("stochastic-bilevel", tasks, x, **own), whole) < 1e-12
 
 
 def test_options_that_cannot_be_used() -> None:
