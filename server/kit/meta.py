@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -105,7 +106,8 @@ def evaluated(
     seen = []
     x = x.to(where(problem))
     with torch.no_grad():
-        for tasks in problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK):
-            batch = TaskBatch(problem, tasks, method.parameters(x))
+        for k, tasks in enumerate(problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK)):
+            places = k * EVALUATION_CHUNK + np.arange(len(tasks), dtype=np.uint64)
+            batch = TaskBatch(problem, tasks, method.parameters(x), places)
             seen.append(judge(batch, method.adapt(batch, x, settings)))
     return measures | summary(seen)
