@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from clients.methods import kernel, methods
-from clients.methods.kernel import divided, flow
+from clients.methods.tangent import divided, flow
 from clients.tasks import TaskBatch
 from fedbilevel import BadInput, simulate
 from fedbilevel.errors import ClientFailed
