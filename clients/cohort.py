@@ -259,7 +259,8 @@ class Cohort:
         round, purpose = (0, "tasks to evaluate") if fixed else (self.draw.round, "tasks")
         numbers = randomness.uniform(self.draw.seed, self.held.clients, round, purpose, count * problem.draws)
         drawn = problem.tasks(self.held.levels["lower"], numbers.reshape(len(self), count, problem.draws))
-        return TaskBatch(problem, drawn, x)
+        words = randomness.bits(self.draw.seed, self.held.clients, round, f"noise of {purpose}", count)
+        return TaskBatch(problem, drawn, x, words.ravel())
 
     # ---- what does not depend on y ----
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fedbilevel import derivatives
+from fedbilevel import derivatives, randomness
 from fedbilevel.derivatives import Level
 from fedbilevel.problem import Problem, leaves
 from fedbilevel.tasks import Tasks
@@ -18,15 +20,25 @@ from fedbilevel.tasks import Tasks
 class TaskBatch:
     """B tasks of a problem with a local lower level. Parameters are y [B, dy] (or [dy], the same for all tasks).
 
+    words: what keys each task's own random numbers, uint64 [B]; default: its place.
+
     Every derivative is taken by itself, all tasks at once; only what `hessian` returns holds a graph, of one gradient.
     """
 
-    def __init__(self, problem: Problem, tasks: Tasks, x: Tensor) -> None:
+    def __init__(self, problem: Problem, tasks: Tasks, x: Tensor, words: NDArray[np.uint64] | None = None) -> None:
         self.problem, self.tasks, self.x = problem, tasks, x
+        self.words = np.arange(len(tasks), dtype=np.uint64) if words is None else words
         self.examples = {"lower": tasks.support, "upper": tasks.query}
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """Each task's own random numbers for a purpose, from their beginning."""
+        words = [
+            int(randomness.bits(int(word) % 2**63, np.zeros(1, np.int64), 0, purpose, 1)[0, 0]) for word in self.words
+        ]
+        return [torch.Generator().manual_seed(word % 2**63) for word in words]
 
     def spread(self, vector: Tensor) -> Tensor:
         """One copy of a common vector per task, [B, d]."""

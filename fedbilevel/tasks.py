@@ -66,6 +66,16 @@ class TaskProblem(Problem, Protocol):
         ...
 
 
+def loss_of_outputs(problem: TaskProblem, outputs: Tensor, label: Tensor) -> Tensor:
+    """What outputs [..., n, classes] or [..., n] cost by the problem's kind, per example [..., n].
+
+    Cross-entropy of logits, or the squared error: for who makes outputs otherwise than by the network at some y.
+    """
+    if problem.kind == "classification":
+        return -outputs.log_softmax(-1).gather(-1, label.unsqueeze(-1)).squeeze(-1)
+    return (outputs - label).square()
+
+
 def is_local(problem: Any) -> TypeGuard[TaskProblem]:
     """Whether the problem's (or its class's) lower level is local."""
     return callable(getattr(problem, "tasks", None))

@@ -29,6 +29,7 @@ VALUES: dict[str, Any] = {
     "momentum_decay": 0.3,
     "momentum": 0.6,
     "full": False,
+    "samples": 2,
 }
 
 
@@ -37,7 +38,7 @@ def ask(name: str, problem: Any, spec: Any, clients: list[int], **values: Any) -
     operation = OPERATIONS[name]
     x0, y0 = problem.initial(torch.Generator().manual_seed(0))
     dx, dy = len(x0), len(y0)
-    sizes = {"x": dx, "hypergradient": dx, "mx": dx, "dx": dx}
+    sizes = {"x": dx, "hypergradient": dx, "mx": dx, "dx": dx, "points": VALUES["samples"] * dy}
     tensors = {key: 0.3 * randn(sizes.get(key, dy), seed=50 + k) for k, key in enumerate(operation.reads)}
     options = {key: values.get(key, VALUES.get(key, spec)) for key in operation.options}
     own = {}

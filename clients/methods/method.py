@@ -7,9 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.func import vjp, vmap
 
 from clients.tasks import TaskBatch
+from fedbilevel.derivatives import Level
+from fedbilevel.problem import Examples
+from fedbilevel.tasks import is_local, loss_of_outputs
 from fedbilevel.user_files import is_users
 
 Settings = Mapping[str, Any]
@@ -18,10 +23,41 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Adapted:
-    """Adapted parameters y [B, dy]; variance [B, dy] where the method has a posterior N(y, diag variance)."""
+    """Adapted parameters y [B, dy]; variance [B, dy] where the method has a posterior N(y, diag variance).
+
+    linear: they are those of the network linearised at the method's parameters of x, and the loss is that of its
+    outputs.
+    """
 
     y: Tensor
     variance: Tensor | None = None
+    linear: bool = False
+
+    def outputs(self, tasks: TaskBatch, level: Level) -> Tensor:
+        """What is said of the support ("lower") or the query sets ("upper"): [B, n] or [B, n, classes]."""
+        assert is_local(tasks.problem)
+        of, examples = tasks.problem.outputs, tasks.examples[level]
+        if not self.linear:
+            return torch.as_tensor(vmap(of)(self.y, examples))
+
+        def moved(y: Tensor, one: Examples) -> Tensor:
+            return linearised(lambda x: of(x, one), tasks.x, y - tasks.x)
+
+        return torch.as_tensor(vmap(moved)(self.y, examples))
+
+    def losses(self, tasks: TaskBatch, level: Level) -> Tensor:
+        """`L` or `f` of every task, [B]."""
+        if not self.linear:
+            return tasks.losses(level, self.y)
+        assert is_local(tasks.problem)
+        return loss_of_outputs(tasks.problem, self.outputs(tasks, level), tasks.examples[level]["label"]).mean(-1)
+
+
+def linearised(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """`f(x) + J v` by two reverse derivatives: J' c is linear in c."""
+    found = vjp(f, x)
+    moved = vjp(lambda c: found[1](c)[0], torch.zeros_like(found[0]))[1](v)[0]
+    return torch.as_tensor(found[0] + moved)
 
 
 class Method(ABC):

@@ -213,6 +213,24 @@ def _head(oracle: TaskOracle, o: Any) -> Against:
     return Against(fine, f"against the flow of the head to T = {T:g}, known to {known:.0e}")
 
 
+def _ridge(oracle: TaskOracle, o: Any) -> Against:
+    gradient = oracle.dense.ridge_head(o.initial_ridge, o.initial_scale)
+    gradient[:, -2:] *= gradient.new_tensor([o.learn_ridge, o.learn_scale])
+    return Against(gradient, "against the normal equations of its features")
+
+
+def _tangent(oracle: TaskOracle, o: Any) -> Against:
+    T = o.local_steps * o.lower_step if o.initial_horizon is None else o.initial_horizon
+    gradient = oracle.flowing_tangent(T, o.label_scale)
+    gradient[:, -1] *= o.learn_horizon
+    return Against(gradient, f"against dense Jacobians and a matrix exponential to T = {T:g}")
+
+
+def _pulled_tangent(oracle: TaskOracle, o: Any) -> Against:
+    gradient = oracle.pulled_tangent(o.proximal, o.label_scale)
+    return Against(gradient, f"against dense Jacobians with lam_p = {o.proximal:g}, tasks not weighed")
+
+
 TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "maml": _unrolled,
     "fomaml": _first_order,
@@ -223,6 +241,9 @@ TRUTHS: dict[str, Callable[[TaskOracle, Any], Against]] = {
     "bome": _implicit,
     "a-maml": _flow,
     "comln": _head,
+    "r2d2": _ridge,
+    "ntk-maml": _tangent,
+    "kernel-maml": _pulled_tangent,
 }
 """What the meta-gradient of each method stands for, however many steps it takes for it."""
 

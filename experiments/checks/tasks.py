@@ -16,7 +16,7 @@ from fedbilevel import randomness
 from fedbilevel.errors import BadInput
 from fedbilevel.problem import map_examples
 from fedbilevel.reference.comparison import relative
-from fedbilevel.reference.local_level import FINE, DenseTasks
+from fedbilevel.reference.local_level import FINE, DenseTasks, flowing
 from fedbilevel.tasks import TaskProblem
 from server.kit.algorithm import Entry, algorithms
 from server.kit.meta import TaskOptions
@@ -117,6 +117,14 @@ class TaskOracle:
             )
             yield Finding(label, reference, relative(found, expected))
 
+    def active(self, name: str) -> Iterator[Finding]:
+        """AGILE: without augmentation and with all of its pool it is MAML."""
+        found, _, o = self.run(name, augmented=0.0)
+        K = o["local_steps"]
+        expected = self.dense.descent(K, o["lower_step"], K)[1]
+        reference = f"Hessians along {K} of {K} steps"
+        yield Finding(f"{name}, not augmented, whole pool", reference, relative(found, expected))
+
     def way_back(self, name: str) -> Iterator[Finding]:
         """Reptile."""
         found, _, o = self.run(name)
@@ -163,6 +171,32 @@ class TaskOracle:
 
         return expected
 
+    def ridge(self, name: str) -> Iterator[Finding]:
+        """R2D2: the derivative of the normal equations, in lam and the scale too."""
+        found, _, o = self.run(name)
+        expected = self.dense.ridge_head(o["initial_ridge"], o["initial_scale"])
+        yield Finding(name, "the normal equations of its features", relative(found, expected))
+
+    def tangent(self, name: str) -> Iterator[Finding]:
+        """Kernel adaptation: autograd through dense Jacobians and a matrix function, in log T too."""
+        found, _, o = self.run(name)
+        expected = self.flowing_tangent(o["local_steps"] * o["lower_step"], o["label_scale"])
+        yield Finding(name, "dense Jacobians and a matrix exponential", relative(found, expected))
+
+    def ridge_tangent(self, name: str) -> Iterator[Finding]:
+        """The same with an inverse; the tasks' own gradients, before they are weighed."""
+        found, _, o = self.run(name)
+        expected = self.pulled_tangent(o["proximal"], o["label_scale"])
+        yield Finding(name, "dense Jacobians and an inverse, tasks not weighed", relative(found, expected))
+
+    def pulled_tangent(self, lam: float, scale: float) -> Tensor:
+        """The dense meta-gradient [B, d] of the linearised network with a pull lam |y - x|^2 / 2."""
+        return self.dense.tangent(lambda K, z: torch.linalg.inv(K + lam * torch.eye(len(K)).to(K)), self.x, scale)
+
+    def flowing_tangent(self, T: float, scale: float) -> Tensor:
+        """The dense meta-gradient [B, d + 1] of the flow of the linearised network to T and in log T."""
+        return self.dense.tangent(flowing, torch.cat([self.x, self.x.new_tensor([T]).log()]), scale)
+
     def _flowed(self, name: str, reference: str, T: float, found: Tensor, expected: Callable[[int], Tensor]) -> Finding:
         fine, known = settled(expected)
         said = f"{reference} to T = {T:g}" + (f", which is known to {known:.0e}" if 10 * known > SOLVER else "")
@@ -206,6 +240,10 @@ REFERENCES: dict[str, Callable[[TaskOracle, str], Iterator[Finding]]] = {
     "a-maml": TaskOracle.flow,
     "comln": TaskOracle.head,
     "memfbo": TaskOracle.penalty,
+    "agile": TaskOracle.active,
+    "r2d2": TaskOracle.ridge,
+    "ntk-maml": TaskOracle.tangent,
+    "kernel-maml": TaskOracle.ridge_tangent,
 }
 """What each method is held against."""
 

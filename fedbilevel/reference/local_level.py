@@ -7,14 +7,15 @@ problem's closed forms, so that a wrong closed form shows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from fedbilevel.derivatives import Level
-from fedbilevel.problem import Examples
-from fedbilevel.tasks import TaskProblem, Tasks
+from fedbilevel.problem import Examples, map_examples
+from fedbilevel.tasks import TaskProblem, Tasks, loss_of_outputs
 
 FINE = 100
 """The most Runge-Kutta steps of the flow."""
@@ -70,6 +71,52 @@ class DenseTasks:
             y, J = (v + h / 6 * (p + 2 * q + 2 * r + s) for v, p, q, r, s in zip((y, J), a, b, c, d, strict=True))
         return self._back(y, J), -(moves * self.gradient("lower", y) * self.gradient("upper", y)).sum(-1)
 
+    def ridge_head(self, lam: float, scale: float) -> Tensor:
+        """The gradient in (x, log lam, log scale) of f behind the head of a ridge regression on the features, [B, d+2].
+
+        The head comes from the normal equations, a system of the size of the features.
+        """
+        problem: Any = self.problem  # one with `features` and `classes`
+        C = int(problem.classes)
+
+        def loss(z: Tensor, support: Any, query: Any) -> Tensor:
+            phi = problem.features(z[:-2], support["input"])
+            phi = torch.cat([phi, torch.ones_like(phi[:, :1])], 1)
+            Y = (support["label"][:, None] == torch.arange(C)).to(phi.dtype)
+            system = phi.mT @ phi + z[-2].exp() * torch.eye(phi.shape[1], dtype=phi.dtype)
+            W = z[-1].exp() * (torch.linalg.inv(system) @ phi.mT @ Y).mT
+            y = torch.cat([z[: len(self.x[0]) - W.numel()], W[:, :-1].flatten(), W[:, -1]])
+            return torch.as_tensor(problem.upper(y, y, query).mean())
+
+        z = torch.cat([self.x[0], self.x.new_tensor([lam, scale]).log()])
+        sets = self.examples["lower"], self.examples["upper"]
+        return torch.stack([grad(loss)(z, *(_of(part, b) for part in sets)) for b in range(len(self.x))])
+
+    def tangent(self, phi: Callable[[Tensor, Tensor], Tensor], z: Tensor, scale: float) -> Tensor:
+        """The gradient in z [d+k] of f behind an adaptation of the network linearised at z's first d entries, [B, d+k].
+
+        phi: from K/n and z to the matrix phi(K/n); scale: of one-hot labels. Jacobians are written down, and
+        autograd goes through them.
+        """
+        problem: Any = self.problem  # one with a kind
+
+        def loss(z: Tensor, support: Any, query: Any) -> Tensor:
+            def outputs(part: Any) -> Callable[[Tensor], Tensor]:
+                return lambda y: torch.as_tensor(problem.outputs(y, part).flatten())
+
+            y, n = z[: len(self.x[0])], len(support["label"])
+            J, J_q = (jacrev(outputs(part))(y) for part in (support, query))
+            found, out = outputs(support)(y), outputs(query)(y)
+            Y = support["label"]
+            if problem.kind == "classification":
+                Y = scale * (Y[:, None] == torch.arange(len(found) // n)).to(y.dtype)
+            out = out + J_q @ J.mT @ phi(J @ J.mT / n, z) @ (Y.flatten() - found) / n
+            shaped = out.view_as(problem.outputs(y, query))
+            return loss_of_outputs(problem, shaped, query["label"]).mean()
+
+        sets = self.examples["lower"], self.examples["upper"]
+        return torch.stack([grad(loss)(z, *(_of(part, b) for part in sets)) for b in range(len(self.x))])
+
     def _back(self, y: Tensor, J: Tensor) -> Tensor:
         return torch.einsum("bij,bi->bj", J, self.gradient("upper", y))
 
@@ -87,3 +134,15 @@ class DenseTasks:
     def implicit(self, lam: float, y: Tensor) -> Tensor:
         """`lam (Hess L(y) + lam I)^-1 grad f(y)`."""
         return lam * torch.as_tensor(torch.linalg.solve(self.hessian(y) + lam * self.one, self.gradient("upper", y)))
+
+
+def _of(part: Examples, b: int) -> Examples:
+    """One task's examples."""
+    return map_examples(lambda t: t[b], part)
+
+
+def flowing(K: Tensor, z: Tensor) -> Tensor:
+    """The integral of exp(-K t) over t from 0 to T = exp(z[-1]), by one matrix exponential of twice the size."""
+    zero, one = torch.zeros_like(K), torch.eye(len(K), dtype=K.dtype)
+    both = torch.cat([torch.cat([-K, one], 1), torch.cat([zero, zero], 1)])
+    return torch.as_tensor(torch.linalg.matrix_exp(both * z[-1].exp())[: len(K), len(K) :])

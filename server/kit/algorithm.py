@@ -56,8 +56,11 @@ _ACCEPTS: Mapping[Lower, frozenset[Lower]] = {
     "minimax": frozenset(("minimax",)),
     "any": frozenset(("global", "minimax", "local")),
 }
-NEEDS = {"features": "a problem whose network ends in a linear softmax head (with `features` and `classes`)"}
-"""What some algorithms need of a problem beyond the protocol: the attribute, and what it stands for."""
+NEEDS = {
+    "features": "a problem whose network ends in a linear softmax head (with `features` and `classes`)",
+    "kind": "a problem whose tasks have labels, of classes or of a curve (with a `kind`)",
+}
+"""What some algorithms need of a problem beyond the protocol: the attribute, not None, and what it stands for."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,13 @@ class Entry:
         if kind not in _ACCEPTS[self.lower]:
             fit = ", ".join(algorithms(kind))
             raise BadInput(key, self.name, f"for {_KINDS[kind]} one of {fit}")
-        if self.needs is not None and not hasattr(problem, self.needs):
-            fit = ", ".join(name for name, entry in algorithms(kind).items() if entry.needs is None)
+        if self.needs is not None and not self.served(problem):
+            fit = ", ".join(name for name, entry in algorithms(kind).items() if entry.served(problem))
             raise BadInput(key, self.name, f"{NEEDS[self.needs]}; for this problem one of {fit}")
+
+    def served(self, problem: Problem) -> bool:
+        """Whether the problem has what this algorithm needs of it."""
+        return self.needs is None or getattr(problem, self.needs, None) is not None
 
     def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:
         """Build the algorithm. Raises BadInput, naming the option under `key`, for options it cannot use."""

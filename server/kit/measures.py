@@ -37,7 +37,7 @@ def judge(batch: TaskBatch, adapted: Adapted) -> Judged:
     """
     problem = batch.problem
     assert is_local(problem)
-    judged = {"test_loss": batch.losses("upper", adapted.y), "unadapted_loss": batch.losses("upper", batch.x)}
+    judged = {"test_loss": adapted.losses(batch, "upper"), "unadapted_loss": batch.losses("upper", batch.x)}
     if problem.kind is None:
         return judged
     outputs, label = predictions(batch, adapted), batch.examples["upper"]["label"]
@@ -61,7 +61,7 @@ def predictions(batch: TaskBatch, adapted: Adapted) -> Tensor:
     problem, query = batch.problem, batch.examples["upper"]
     assert is_local(problem)
     if adapted.variance is None:
-        return vmap(problem.outputs)(adapted.y, query).unsqueeze(0)
+        return adapted.outputs(batch, "upper").unsqueeze(0)
     size = (SAMPLES, adapted.y.shape[-1])
     noise = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(adapted.y)
     deviation = adapted.variance.sqrt()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -25,6 +26,12 @@ EVALUATION_CHUNK = 100
 """Test tasks that are adapted at one time."""
 
 
+SolveDtype = Annotated[
+    Literal["float64", "run"],
+    Field(description="precision of the small systems of a task: float64, or that of the run (run.dtype)"),
+]
+
+
 class TaskOptions(options.UpperOptions):
     """What the server's side of a local lower level takes."""
 
@@ -39,6 +46,18 @@ class TaskOptions(options.UpperOptions):
     def kept(self) -> int:
         """Vectors of the size of y that a client keeps per task beyond a constant number, to estimate memory."""
         return 0
+
+    def held(self, tasks: int, vector: float, support: float, query: float) -> float:
+        """Bytes that the meta-gradients of so many tasks hold beyond a constant number of vectors each.
+
+        vector: bytes of one y; support, query: bytes that the loss of a task keeps to be differentiated. A Hessian
+        product keeps them twice.
+        """
+        return tasks * (self.kept() * vector + max(2 * support, query))
+
+    def held_to_judge(self, tasks: int, vector: float, support: float, query: float) -> float:
+        """The same of an evaluation, which adapts and takes losses alone."""
+        return tasks * max(support, query)
 
 
 class MetaOptions(TaskOptions):
@@ -87,7 +106,8 @@ def evaluated(
     seen = []
     x = x.to(where(problem))
     with torch.no_grad():
-        for tasks in problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK):
-            batch = TaskBatch(problem, tasks, method.parameters(x))
+        for k, tasks in enumerate(problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK)):
+            places = k * EVALUATION_CHUNK + np.arange(len(tasks), dtype=np.uint64)
+            batch = TaskBatch(problem, tasks, method.parameters(x), places)
             seen.append(judge(batch, method.adapt(batch, x, settings)))
     return measures | summary(seen)

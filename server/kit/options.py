@@ -63,6 +63,9 @@ class Options(Strict):
     def hold_local(self) -> None:
         """Raises BadInput for a value that cannot be used where the lower level is local."""
 
+    def hold_blocks(self) -> None:
+        """Raises BadInput for an algorithm that cannot be used where each client has a block of x to itself."""
+
     def kept_by_clients(self, dim_x: int, dim_y: int) -> int:
         """How many numbers every client keeps from one of its rounds to the next, to estimate memory."""
         return 0

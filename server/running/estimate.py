@@ -91,7 +91,7 @@ def estimate(
 def _of_tasks(problem: TaskProblem, y: Tensor, o: TaskOptions, m: int, sampled: int) -> tuple[float, float]:
     """Bytes of the sets and of the parameters of all tasks at one time, in a round or in an evaluation.
 
-    What a loss keeps to be differentiated is taken from one task; a Hessian product keeps it twice.
+    What a loss keeps to be differentiated is taken from one task.
     """
     one = problem.tasks(problem.clients.lower.take(np.array([0])), np.zeros((1, 1, problem.draws)))
     support, query = (map_examples(lambda t: t[0], part) for part in (one.support, one.query))
@@ -99,8 +99,8 @@ def _of_tasks(problem: TaskProblem, y: Tensor, o: TaskOptions, m: int, sampled: 
     row = float(y.numel() * y.element_size())
     sets = _bytes(support) + _bytes(query)
     round, seen = sampled * o.tasks_per_client, max(m * o.tasks_per_client, min(o.evaluation_tasks, EVALUATION_CHUNK))
-    training = round * ((_TASK + o.kept()) * row + max(2 * kept[0], kept[1]))
-    evaluation = seen * (_TASK * row + max(kept))
+    training = round * _TASK * row + o.held(round, row, kept[0], kept[1])
+    evaluation = seen * _TASK * row + o.held_to_judge(seen, row, kept[0], kept[1])
     return 2.0 * sets * max(round, seen), max(training, evaluation)
 
 

@@ -134,6 +134,8 @@ class Run:
             if self.table.solution_every:
                 allowed = "0 where the lower level is local: every task has a solution of its own"
                 raise BadInput("run.solution_every", self.table.solution_every, allowed)
+        if problem.clients.blocks is not None:
+            options.hold_blocks()
         if not is_local(problem):
             options.hold_clients(self._local_steps(problem, options))
         start = initial(problem, self.seed)

@@ -52,12 +52,14 @@ class TaskRow:
     work: options under which the passes charged are counted one by one
     variants: by name, options of runs that are held over workers and in single precision
     size: of the one vector that travels each way, for a network of so many parameters
+    beside: of a second vector that travels up; 0: there is none
     """
 
     exact: Sequence[Options] = ()
     work: Sequence[Options] = ()
     variants: dict[str, Options] = field(default_factory=dict)
     size: Callable[[int], int] = lambda parameters: parameters
+    beside: int = 0
 
 
 def combined(*choices: Sequence[Options]) -> list[Options]:

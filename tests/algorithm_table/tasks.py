@@ -28,6 +28,11 @@ ROWS = {
     ),
     "a-maml": TaskRow(),
     "comln": TaskRow(size=lambda parameters: parameters + 1),
+    "ntk-maml": TaskRow(size=lambda parameters: parameters + 1),
+    "stochastic-bilevel": TaskRow(),
+    "agile": TaskRow(),
+    "kernel-maml": TaskRow(beside=1),
+    "r2d2": TaskRow(size=lambda parameters: parameters + 2),
 }
 
 NEWTON: Options = {"inner_solver": "newton", "local_steps": 15, "cg_steps": 60, "cg_tolerance": 1e-14}

@@ -69,7 +69,8 @@ def test_a_batch_of_tasks_equals_one_task_at_a_time(name: str) -> None:
     tasks, x0 = tasks_of(Softmax(), 3, seed=2)
     x = find(name).make({}).init(x0, x0).x
     together = meta_gradient(name, tasks, x)
-    each = (TaskBatch(tasks.problem, tasks.tasks[b : b + 1], tasks.x) for b in range(len(tasks)))
+    rows = [slice(b, b + 1) for b in range(len(tasks))]
+    each = (TaskBatch(tasks.problem, tasks.tasks[row], tasks.x, tasks.words[row]) for row in rows)
     alone = torch.cat([meta_gradient(name, task, x) for task in each])
     assert together.shape == (3 * M, len(x))
     assert relative(together, alone) < 1e-9

@@ -16,7 +16,8 @@ from tests.algorithm_table.row import TAU, UPPER_TAU
 from tests.problem_table import DY, M, Weighted
 from tests.runs import traced
 
-NAMES = sorted(algorithms("global"))
+REFUSED = "stochastic-bilevel"
+NAMES = sorted(set(algorithms("global")) - {REFUSED})
 STEPS = {"upper_step": 0.3, "lower_step": 0.1, "neumann_step": 0.1, "lower_rounds": 2, "penalty": 3.0}
 
 
@@ -56,6 +57,14 @@ def test_the_same_comes_out(name: str, run: dict[str, Any], more: dict[str, Any]
     sent, all_sent = own.communication, whole.communication
     assert {sent[key] == all_sent[key] for key in ("rounds", "messages", "vectors_up", "vectors_down")} == {True}
     assert sent["downlink_bytes"] < all_sent["downlink_bytes"]
+
+
+def test_answers_at_samples_are_of_the_whole_x() -> None:
+    with pytest.raises(
+        BadInput, match=r"algorithm: got 'stochastic-bilevel'; allowed: a problem whose clients share x"
+    ):
+        simulate(Weighted(True), REFUSED, iterations=1)
+    assert simulate(Weighted(False), REFUSED, iterations=1).communication["rounds"] == 6
 
 
 @pytest.mark.parametrize("asked", [None, 3])

@@ -74,6 +74,8 @@ BY_HAND: list[tuple[str, dict[str, Any], int, int]] = [
     ("momentum_directions", {}, 5, 2),
     ("page_directions", {"full": True}, 5, 2),
     ("page_directions", {"full": False}, 2 * 5, 2 * 2),
+    ("lower_gradients", {}, 2, 0),  # gy at each of two samples
+    ("values_at_samples", {}, 2, 2 * 2),  # gx; f, fx
     ("field", {}, 0, 2),  # fx, fy
     ("descent_ascent_steps", {"local_steps": 1}, 0, 2),
     ("descent_ascent_steps", {"local_steps": 3}, 0, 3 * 2),

@@ -10,6 +10,8 @@ from tests.problem_table import DX, DY, M, problem_for, quadratic
 from tests.runs import traced
 
 DIMENSION = {"x": DX, "h": DX, "fx": DX, "qx": DX, "mx": DX}
+DIMENSION |= {"points": 3 * DY, "f": 3, "gxs": 3 * DX}
+"""Of three samples, one after another."""
 TRANSCRIPTS = [(name, *travels) for name, row in SHARED.items() for travels in row.travels]
 
 

@@ -67,14 +67,14 @@ def test_one_round_carries_one_vector_each_way(name: str) -> None:
     assert result.trace is not None
     assert [entry.rounds for entry in result.trace] == [1, 1, 1]
     sent = {key: value for key, value in result.communication.items() if key != "simulated_seconds"}
-    size = LOCAL[name].size(BODY + HEAD)
+    size, beside = LOCAL[name].size(BODY + HEAD), LOCAL[name].beside
     assert sent == {
         "rounds": 3,
         "messages": 3 * 2 * 2,
         "vectors_down": 3 * 2,
-        "vectors_up": 3 * 2,
+        "vectors_up": 3 * 2 * (1 + (beside > 0)),
         "downlink_bytes": 3 * 2 * size * 8,
-        "uplink_bytes": 3 * 2 * size * 8,
+        "uplink_bytes": 3 * 2 * (size + beside) * 8,
     }
 
 

@@ -1,0 +1,1 @@
+"""Sampling: the lower solution is a distribution, drawn from by Langevin chains."""
