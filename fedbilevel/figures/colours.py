@@ -70,16 +70,31 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
 
     A known algorithm has its own. A label that begins with one (`aggitd (demo)`, `fednest-slow`) has its colour and
     another dash. Any other label takes the style that a digest of it picks, or the next that is free in this figure.
+    Where algorithms run under conditions (`aggitd, median`), colours tell these apart and dashes the algorithms.
 
     >>> styles(["aggitd", "aggitd (demo)"])["aggitd (demo)"].colour == KNOWN["aggitd"].colour
     True
     """
     names = list(dict.fromkeys(labels))
+    if crossed := _crossed(names):
+        return crossed
     chosen = {name: KNOWN[name] for name in names if name in KNOWN}
     others = sorted((name for name in names if name not in KNOWN), key=lambda name: (family(name) is None, name))
     for name in others:
         chosen[name] = _free(name, set(chosen.values()))
     return {name: chosen[name] for name in names}
+
+
+def _crossed(names: list[str]) -> dict[str, Style]:
+    """The styles of algorithms under conditions; none for other labels, or for more conditions than colours."""
+    parts = [name.partition(", ") for name in names]
+    algorithms, conditions = (list(dict.fromkeys(part[place] for part in parts)) for place in (0, 2))
+    if "" in conditions or not 1 < len(conditions) <= len(COLOURS) or len(algorithms) > len(DASHES):
+        return {}
+    return {
+        name: Style(COLOURS[conditions.index(condition)], DASHES[algorithms.index(algorithm)])
+        for name, (algorithm, _, condition) in zip(names, parts, strict=True)
+    }
 
 
 def family(label: str) -> str | None:

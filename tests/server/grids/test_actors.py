@@ -146,6 +146,28 @@ def test_an_actor_killed_in_the_middle_of_each_kind_of_round(
     assert result.communication == expected.communication
 
 
+def test_conditions_outlive_the_death_of_a_worker(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of each client, an attack, a rule that goes on from its last aggregate, and wires with a memory."""
+    problem = Stalling(tmp_path)
+    options: dict[str, Any] = {
+        "iterations": 5,
+        "lower_step": 0.2,
+        "variant": "momentum",
+        "systems": {"dropout": 0.2, "byzantine": {"share": 0.2, "attack": "ipm"}},
+        "aggregation": {"rule": "centred_clipping", "byzantine": 1},
+        "channel": {"uplink": "quantise", "downlink": "quantise"},
+    }
+    expected = simulate(problem, "br-fedbi", **options)
+    with grid_of(monkeypatch, Shares(actors=2, threads=1)) as grid:
+        interrupted = Interrupted(grid, tmp_path, {k: (["momentum_directions"], kill) for k in (1, 3)})
+        result = simulate(problem, "br-fedbi", **options)
+        assert interrupted.done == [1, 3]
+    assert_same(result.history, expected.history)
+    assert result.communication == expected.communication
+
+
 def test_what_clients_keep_outlives_the_death_of_their_worker(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,23 @@ def test_what_clients_keep_is_theirs_on_every_engine(on_ray: dict[str, Any], var
     assert_same(simulate("quadratic", "br-fedbi", **on_ray, **options).history, expected.history)
 
 
+ROUGH: dict[str, Any] = {
+    "systems": {"dropout": 0.2, "byzantine": {"share": 0.2, "attack": "alie"}, "network": {"spread": 0.5}},
+    "aggregation": {"rule": "trimmed_mean", "before": "nnm", "byzantine": 1},
+    "channel": {"uplink": "quantise", "downlink": "top_k", "keep": 0.5},
+}
+"""Lost answers, lies, a robust rule and thin wires at once."""
+
+
+@pytest.mark.parametrize("name", ["br-fedbi", "fednest", "aggitd-s"])
+def test_conditions_are_the_same_on_every_engine(on_ray: dict[str, Any], name: str) -> None:
+    options: dict[str, Any] = {"iterations": 5, "dtype": "float64", **ROUGH}
+    expected = simulate("quadratic", name, **options)
+    found = simulate("quadratic", name, **on_ray, **options)
+    assert_same(found.history, expected.history)
+    assert found.communication == expected.communication
+
+
 def test_blocks_of_the_clients_own_are_spread_over_actors(on_ray: dict[str, Any]) -> None:
     options: dict[str, Any] = {"iterations": 4, "clients_per_round": 3, "local_steps": 2, "dtype": "float64"}
     for name in ("simfbo", "fednest", "fedbioacc"):
