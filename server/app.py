@@ -117,7 +117,7 @@ def _config_path(name: str) -> Path:
         return path
     found = packaged(name)
     if found is None:
-        raise unknown("config", name, ["an absolute path", *packaged_configs()])
+        raise BadInput("config", name, f"an absolute path, {unknown('', name, packaged_configs()).allowed}")
     return found
 
 

@@ -190,7 +190,7 @@ class Config(ConditionTables):
 
     def of(self, label: str) -> Config:
         """The config under the conditions of one curve, as its own table says. Raises BadInput."""
-        own = self.algorithms[label].get(UNDER)
+        own = self.algorithms.get(label, {}).get(UNDER)
         if own is None:
             return self
         here = {name: _without_none(table.model_dump()) for name in CONDITIONS if (table := getattr(self, name))}

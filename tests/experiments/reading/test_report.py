@@ -96,7 +96,7 @@ def test_what_a_report_cannot_show_changes_nothing(capsys):
     assert main(["run", config(), "--out", "a"]) == 0
     assert "--y: got 'upper_los'; allowed: " in refused(capsys, "report", "a", "--y", "upper_los")
     assert "--y: got 'error'" in refused(capsys, "report", "a", "--y", "error", "--out", "b")
-    axes = "bytes, gradients, rounds, seconds, wall"
+    axes = "bytes, epsilon, gradients, rounds, seconds, wall"
     assert f"--x: got 'byte'; allowed: {axes}" in refused(capsys, "report", "a", "--x", "byte")
     assert "--format: got 'html'" in refused(capsys, "report", "a", "--format", "html")
     losses = [row | {"lower_loss": -1.0} for row in read_history("a/history.csv")]

@@ -215,7 +215,7 @@ def test_only_targets_of_the_column_are_marked(tmp_path):
 
 def test_what_cannot_be_drawn_is_refused(tmp_path):
     rows = run("a", 0, [(0, 1.0), (1, -1.0)], "loss")
-    with pytest.raises(BadInput, match="x_axis: got 'byte'; allowed: bytes, gradients, rounds, seconds, wall"):
+    with pytest.raises(BadInput, match="x_axis: got 'byte'; allowed: bytes, epsilon, gradients, rounds, seconds, wall"):
         draw([], tmp_path, title="x", x_axis="byte")
     with pytest.raises(BadInput, match=r"column: got 'upper_los'; allowed: .*\(did you mean 'upper_loss'\?\)"):
         draw(rows, tmp_path, title="x", column="upper_los")
