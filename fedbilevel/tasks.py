@@ -66,6 +66,33 @@ class TaskProblem(Problem, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OwnTests:
+    """Whose B tasks for testing are, where they are clients' own, who are to be told apart.
+
+    owner [B]: the client, from 0; counted [B, q], bool: the queries that count, where others only fill a row; trained
+    [clients], bool: who takes part in training.
+    """
+
+    owner: Tensor
+    counted: Tensor
+    trained: Tensor
+
+
+@runtime_checkable
+class PersonalProblem(TaskProblem, Protocol):
+    """A `TaskProblem` of kind "classification" whose tasks for testing are the clients' own."""
+
+    def tested(self, count: int) -> OwnTests:
+        """Of `test_tasks(count)`, which may be more than `count` here: all clients have as many."""
+        ...
+
+
+def is_personal(problem: Any) -> TypeGuard[PersonalProblem]:
+    """Whether the tasks for testing are the clients' own."""
+    return is_local(problem) and callable(getattr(problem, "tested", None))
+
+
 def loss_of_outputs(problem: TaskProblem, outputs: Tensor, label: Tensor) -> Tensor:
     """What outputs [..., n, classes] or [..., n] cost by the problem's kind, per example [..., n].
 

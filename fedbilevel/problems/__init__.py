@@ -13,6 +13,7 @@ from fedbilevel.problems.minimax.fair_classification import FairClassification
 from fedbilevel.problems.minimax.minimax_quadratic import MinimaxQuadratic
 from fedbilevel.problems.minimax.robust_regression import RobustRegression
 from fedbilevel.problems.tasks.few_shot import FewShot
+from fedbilevel.problems.tasks.personal_representation import PersonalRepresentation
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.problems.tasks.sinusoid import Sinusoid
 
@@ -25,6 +26,7 @@ __all__ = [
     "LinearCleaning",
     "LossTuning",
     "MinimaxQuadratic",
+    "PersonalRepresentation",
     "Quadratic",
     "QuadraticTasks",
     "RobustRegression",
@@ -52,5 +54,9 @@ PROBLEMS: dict[str, tuple[Factory, str]] = {
     "regularisation": (regularisation, "x: log of l2 penalties; y: ridge, with closed forms, or logistic regression"),
     "sinusoid": (Sinusoid, "local lower level: regression of sine curves from a few points (MAML's)"),
     "few_shot": (FewShot, "local lower level: N-way K-shot classification of characters, clients own alphabets"),
+    "personal_representation": (
+        PersonalRepresentation,
+        "local lower level: every client adapts a network, or its head, to its own examples; new clients too",
+    ),
     "quadratic_tasks": (QuadraticTasks, "local lower level: quadratic tasks with closed-form meta-gradients"),
 }

@@ -16,7 +16,7 @@ from torch.func import vmap
 from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
 from fedbilevel.measures import auroc
-from fedbilevel.tasks import is_local
+from fedbilevel.tasks import OwnTests, is_local, is_personal
 
 SAMPLES = 10
 BINS = 15
@@ -33,7 +33,7 @@ def judge(batch: TaskBatch, adapted: Adapted) -> Judged:
     Per task `test_loss` at the adapted parameters y, and `unadapted_loss` at the initialisation. Per query `nll`, the
     negative log-likelihood of the label; for classification also `correct` (0 or 1), the `confidence` in the predicted
     class and the `entropy` of the prediction; for regression with a posterior the `deviation` of the prediction and its
-    absolute `error`.
+    absolute `error`. Where tasks are clients' own, `unadapted_correct` is that of the initialisation.
     """
     problem = batch.problem
     assert is_local(problem)
@@ -50,6 +50,9 @@ def judge(batch: TaskBatch, adapted: Adapted) -> Judged:
     log_p = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
     confidence, predicted = log_p.exp().max(-1)
     judged["correct"] = (predicted == label).to(log_p.dtype)
+    if is_personal(problem):
+        start = Adapted(batch.spread(batch.x)).outputs(batch, "upper")
+        judged["unadapted_correct"] = (start.argmax(-1) == label).to(log_p.dtype)
     judged["confidence"] = confidence
     judged["nll"] = -log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     judged["entropy"] = -(log_p.exp() * log_p).nan_to_num().sum(-1)
@@ -77,7 +80,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
     (0.5: not at all); for regression `uncertainty_spearman` is the rank correlation of the predictive deviation with
     the error. Both are nan where there is nothing to tell apart.
     """
-    values = {key: torch.cat([each[key] for each in judged]).double() for key in judged[0]}
+    values = _together(judged)
     main = values["test_loss"]
     measures: dict[str, float] = {
         key: float(values[key].mean()) for key in ("test_loss", "unadapted_loss", "nll") if key in values
@@ -91,6 +94,43 @@ def summary(judged: Sequence[Judged]) -> dict[str, float]:
         measures["uncertainty_spearman"] = spearman(values["deviation"].flatten(), values["error"].flatten())
     measures["test_interval"] = float(1.96 * main.std() / len(main) ** 0.5) if len(main) > 1 else math.nan
     return measures
+
+
+def by_client(judged: Sequence[Judged], of: OwnTests) -> dict[str, float]:
+    """Measures of clients' own adapted models, each on its own tests: what is a mean is one over clients.
+
+    Of those in training: `test_accuracy`, `test_loss` (the negative log-likelihood), `test_interval` (half the 95 %
+    interval of the mean accuracy, over clients), `worst_tenth`, the mean accuracy of the tenth of them (rounded up)
+    that fares worst, and `global_accuracy`, that of the one model x before it is adapted. `new_accuracy` and
+    `new_global_accuracy` are of the clients that were not in training. Those over queries (`nll`, `ece`,
+    `uncertainty_auroc`) and `unadapted_loss` are of all clients' tasks.
+    """
+    values = _together(judged)
+    owner, counted, trained = (each.to(values["correct"].device) for each in (of.owner, of.counted, of.trained))
+    queries = {key: values[key][counted].unsqueeze(-1) for key in ("correct", "confidence", "entropy", "nll")}
+    over = {"test_loss": queries["nll"].squeeze(-1), "unadapted_loss": values["unadapted_loss"]}
+    measures = summary([queries | over])
+
+    def own(key: str) -> Tensor:
+        """The mean over every client's tests, and over its tasks."""
+        of_task = (values[key] * counted).sum(-1) / counted.sum(-1)
+        total = of_task.new_zeros(len(trained)).index_add_(0, owner, of_task)
+        return total / torch.bincount(owner, minlength=len(trained))
+
+    accuracy, start, loss = own("correct"), own("unadapted_correct"), own("nll")
+    seen = accuracy[trained]
+    measures["test_accuracy"], measures["test_loss"] = float(seen.mean()), float(loss[trained].mean())
+    measures["test_interval"] = float(1.96 * seen.std() / len(seen) ** 0.5) if len(seen) > 1 else math.nan
+    measures["worst_tenth"] = float(seen.sort().values[: math.ceil(len(seen) / 10)].mean())
+    measures["global_accuracy"] = float(start[trained].mean())
+    if not bool(trained.all()):
+        measures["new_accuracy"] = float(accuracy[~trained].mean())
+        measures["new_global_accuracy"] = float(start[~trained].mean())
+    return measures
+
+
+def _together(judged: Sequence[Judged]) -> Judged:
+    return {key: torch.cat([each[key] for each in judged]).double() for key in judged[0]}
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:

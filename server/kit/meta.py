@@ -17,10 +17,10 @@ from clients.tasks import TaskBatch
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.machine.device import where
 from fedbilevel.problem import Problem
-from fedbilevel.tasks import is_local
+from fedbilevel.tasks import is_local, is_personal
 from server.kit import options
 from server.kit.algorithm import Algorithm, State
-from server.kit.measures import judge, summary
+from server.kit.measures import by_client, judge, summary
 
 EVALUATION_CHUNK = 100
 """Test tasks that are adapted at one time."""
@@ -110,4 +110,4 @@ def evaluated(
             places = k * EVALUATION_CHUNK + np.arange(len(tasks), dtype=np.uint64)
             batch = TaskBatch(problem, tasks, method.parameters(x), places)
             seen.append(judge(batch, method.adapt(batch, x, settings)))
-    return measures | summary(seen)
+    return measures | (by_client(seen, problem.tested(o.evaluation_tasks)) if is_personal(problem) else summary(seen))
