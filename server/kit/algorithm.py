@@ -17,6 +17,7 @@ from fedbilevel.config.validation import validated
 from fedbilevel.errors import BadInput, unknown, users_code
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.problem import Problem, has_one_loss
+from fedbilevel.problems.inspection import is_cross_entropy
 from fedbilevel.tasks import is_local
 from fedbilevel.user_files import UserFile, file_of, is_users, module_of, names_file
 from server.kit.optimisers import Moments, moved, plain
@@ -58,9 +59,12 @@ _ACCEPTS: Mapping[Lower, frozenset[Lower]] = {
 }
 NEEDS = {
     "features": "a problem whose network ends in a linear softmax head (with `features` and `classes`)",
+    "flow": "a problem whose network ends in a linear softmax head (with `features` and `classes`), and whose support "
+    "loss is the mean cross-entropy alone, without a regulariser",
     "kind": "a problem whose tasks have labels, of classes or of a curve (with a `kind`)",
 }
-"""What some algorithms need of a problem beyond the protocol: the attribute, not None, and what it stands for."""
+"""What some algorithms need of a problem beyond the protocol: an attribute, not None, and what it stands for; `flow` is
+that of a head on the cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ class Entry:
 
     def served(self, problem: Problem) -> bool:
         """Whether the problem has what this algorithm needs of it."""
+        if self.needs == "flow":
+            return is_local(problem) and getattr(problem, "features", None) is not None and is_cross_entropy(problem)
         return self.needs is None or getattr(problem, self.needs, None) is not None
 
     def make(self, options: Mapping[str, Any], key: str = "options") -> Algorithm[Any]:

@@ -41,7 +41,7 @@ class Options(FlowOptions):
     source="Deleu et al., Continuous-Time Meta-Learning with Forward Mode Differentiation, ICLR 2022",
     options=Options,
     lower="local",
-    needs="features",
+    needs="flow",
     confirmed="flow of the head in sample space, forward sensitivities, learned horizon",
 )
 def comln(o: Options) -> Algorithm[MetaState]:

@@ -10,6 +10,10 @@ from torch.func import grad
 
 from clients.methods import methods
 from fedbilevel import simulate
+from fedbilevel.data.federated import federate
+from fedbilevel.errors import BadInput
+from fedbilevel.problems.tasks.personal_representation import PersonalRepresentation
+from server.kit.algorithm import find
 from tests.agreement import relative
 from tests.problem_table import BODY, HEAD, Softmax, with_horizon
 from tests.runs import meta_gradient, of_task, settings, tasks_of
@@ -90,3 +94,44 @@ def test_comln_runs_and_learns():
     assert result.history[-1]["metric_horizon"] != result.history[1]["metric_horizon"]
     still = simulate(Softmax(), "comln", iterations=2, initial_horizon=1.5, learn_horizon=False, evaluation_tasks=5)
     assert float(still.x[-1].exp()) == pytest.approx(1.5, rel=1e-14)
+
+
+class Regularised(Softmax):
+    """The head, or the way from x, is penalised on the support set."""
+
+    of = "head"
+
+    def lower(self, x, y, examples):
+        penalised = y[BODY:] if self.of == "head" else y - x
+        return super().lower(x, y, examples) + 0.05 * penalised.square().sum()
+
+
+class Elsewhere(Softmax):
+    """What is penalised is on the query set, which the flow does not read."""
+
+    def upper(self, x, y, examples):
+        return super().lower(x, y, examples) + 0.05 * y.square().sum()
+
+
+@pytest.mark.parametrize("of", ["head", "way"])
+def test_a_regulariser_of_the_support_loss_is_refused_in_one_line(of):
+    """The flow in sample space is that of the cross-entropy, and would leave it out."""
+    problem = Regularised(3)
+    problem.of = of
+    with pytest.raises(BadInput) as caught:
+        simulate(problem, "comln", iterations=1)
+    said = str(caught.value)
+    assert said.startswith("algorithm: got 'comln'; allowed: ")
+    assert "whose support loss is the mean cross-entropy alone, without a regulariser" in said
+    assert "\n" not in said
+    assert "r2d2" in said.split("one of ")[1]
+    assert "comln" not in said.split("one of ")[1]
+    for fine in (Softmax(3), Elsewhere(3)):
+        simulate(fine, "comln", iterations=1, evaluation_tasks=3)
+
+
+def test_a_personal_head_with_a_penalty_is_refused_and_without_one_is_not():
+    data = federate(clients=2, partition_name="iid")
+    for l2 in (0.0, 0.001):
+        problem = PersonalRepresentation(data, hidden=[3], support=3, queries=3, l2=l2)
+        assert find("comln").served(problem) == (l2 == 0.0)
