@@ -6,7 +6,7 @@ problem's closed forms, so that a wrong closed form shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -120,16 +120,41 @@ class DenseTasks:
     def _back(self, y: Tensor, J: Tensor) -> Tensor:
         return torch.einsum("bij,bi->bj", J, self.gradient("upper", y))
 
-    def minimiser(self, lam: float, steps: int = 50) -> Tensor:
-        """The y that minimises `L(y) + (lam/2) |y - x|^2`, by Newton's method."""
+    def minimiser(self, lam: float, penalty: float | None = None, steps: int = 50) -> Tensor:
+        """The y that minimises `g = L(y) + (lam/2) |y - x|^2`, with a penalty `f/penalty + g`, by Newton's method."""
         y = self.x
         for _ in range(steps):
-            slope = self.gradient("lower", y) + lam * (y - self.x)
-            moved = torch.linalg.solve(self.hessian(y) + lam * self.one, slope)
+            slope, curved = self.pulled(y, lam), self.hessian(y) + lam * self.one
+            if penalty is not None:
+                slope = slope + self.gradient("upper", y) / penalty
+                curved = curved + self.hessian(y, "upper") / penalty
+            moved = torch.linalg.solve(curved, slope)
             y = y - moved
             if float(torch.linalg.vector_norm(moved)) <= 1e-14 * float(torch.linalg.vector_norm(y)):
                 break
         return y
+
+    def pulled(self, y: Tensor, lam: float) -> Tensor:
+        """The gradient in y of `g(x, y) = L(y) + (lam/2) |y - x|^2`; the one in x is `-lam (y - x)`."""
+        return self.gradient("lower", y) + lam * (y - self.x)
+
+    def barrier(self, lam: float, o: Mapping[str, Any]) -> Tensor:
+        """BOME's direction `mult (gx(x, y) - gx(x, yh))` with options o, step by step from x: it has no closed form.
+
+        `y -= xi (fy + mult gy)`, K times, with `mult = max(eta |gy|^2 - <fy, gy>, 0) / |gy|^2`; `yh -= beta gy(yh)`, T
+        times from the last y.
+        """
+        y, K = self.x, o["local_steps"]
+        for k in range(K + 1):
+            fy, gy = self.gradient("upper", y), self.pulled(y, lam)
+            square = torch.linalg.vecdot(gy, gy)
+            mult = ((o["barrier"] * square - torch.linalg.vecdot(fy, gy)).clamp_min(0) / square)[:, None]
+            if k < K:
+                y = y - o["upper_level_lower_step"] * (fy + mult * gy)
+        yh = y
+        for _ in range(o["lower_rounds"]):
+            yh = yh - o["lower_step"] * self.pulled(yh, lam)
+        return torch.as_tensor(mult * lam * (yh - y))
 
     def implicit(self, lam: float, y: Tensor) -> Tensor:
         """`lam (Hess L(y) + lam I)^-1 grad f(y)`."""

@@ -13,6 +13,8 @@ from rich.console import Console
 from scipy.linalg import expm
 
 from clients.methods.comln import Comln
+from clients.methods.penalty import Bome, MemFBO
+from clients.tasks import TaskBatch
 from experiments.checks import algorithms as check_algorithms
 from experiments.checks.algorithms import TRUTHS, OwnError, OwnMethods
 from experiments.checks.estimators import run_check
@@ -150,6 +152,50 @@ def test_a_wrong_flow_of_a_head_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     [found] = oracle.head("comln")
     assert right.passed
     assert not found.passed
+
+
+PENALISED = {"memfbo": (MemFBO, TaskOracle.penalty), "bome": (Bome, TaskOracle.barrier)}
+SMALL: dict[str, Any] = {
+    "quadratics": lambda: QuadraticTasks(clients=3, dim=3),
+    "network": lambda: FewShot(ways=2, side=2, network="mlp", hidden=[3], activation="tanh"),
+}
+
+
+@pytest.mark.parametrize("problem", SMALL)
+@pytest.mark.parametrize("name", PENALISED)
+def test_a_wrong_penalty_direction_is_found(name: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A direction that is a thousandth too long fails, and one by a query gradient that is."""
+    method, reference = PENALISED[name]
+    oracle, real = TaskOracle(convert(SMALL[problem](), torch.float64), 0), method.meta_gradient
+    right = list(reference(oracle, name))
+    assert all(finding.passed for finding in right)
+    assert right[0].error is not None
+    assert right[0].error < 1e-9
+
+    def longer(self: Any, *args: Any) -> Any:
+        gradient, told = real(self, *args)
+        return 1.001 * gradient, told
+
+    monkeypatch.setattr(method, "meta_gradient", longer)
+    assert not next(reference(oracle, name)).passed
+    monkeypatch.undo()
+    slope = TaskBatch.gradient
+
+    def steeper(self: TaskBatch, level: Any, y: Any) -> Any:
+        return slope(self, level, y) * (1.001 if level == "upper" else 1.0)
+
+    monkeypatch.setattr(TaskBatch, "gradient", steeper)
+    assert not next(reference(oracle, name)).passed
+
+
+def test_the_dense_penalty_has_its_closed_form_on_quadratics() -> None:
+    """`y = argmin f + lam g`, `z = argmin g`: linear systems in numpy."""
+    oracle = TaskOracle(convert(QuadraticTasks(clients=3, dim=3), torch.float64), 0)
+    q, lam, penalty = Quadratics(oracle), 0.7, 30.0
+    H = q.C + penalty * (q.A + lam * q.I)
+    y = q.times(np.linalg.inv(H), q.times(q.C, q.c) + penalty * (q.times(q.A, q.a) + lam * q.x))
+    np.testing.assert_allclose(oracle.dense.minimiser(lam, penalty).numpy(), y, rtol=1e-10)
+    np.testing.assert_allclose(oracle.dense.minimiser(lam).numpy(), q.minimum(lam), rtol=1e-10)
 
 
 # ---- the config's own algorithms ----
