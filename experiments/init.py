@@ -42,6 +42,12 @@ _OWN_OPTIONS: dict[str, Table] = {
     "hyper_representation": {"upper_step": 1.0, "lower_step": 0.2, "neumann_step": 0.3},
     "unlearning": {"lower_step": 0.2, "neumann_step": 0.2},
     "sinusoid": {"evaluation_tasks": 200},
+    "personal_representation": {
+        "upper_optimiser": "adam",
+        "upper_step": 0.003,
+        "lower_step": 0.1,
+        "evaluation_tasks": 60,
+    },
     "few_shot": {"upper_optimiser": "adam", "upper_step": 0.001, "lower_step": 0.1, "evaluation_tasks": 200},
 }
 _OWN_SETTINGS: dict[str, Table] = {
@@ -50,7 +56,7 @@ _OWN_SETTINGS: dict[str, Table] = {
     "few_shot": {"clients": 4, "shots": 5, "network": "mlp", "hidden": [64]},
 }
 """What a problem needs on the digits that it has no default for, or another so that half a minute shows a curve."""
-_OWN_RUN: dict[str, Table] = {"few_shot": {"rounds": 100}}
+_OWN_RUN: dict[str, Table] = {"few_shot": {"rounds": 100}, "personal_representation": {"rounds": 100}}
 
 
 def run_init(path: Path, problem: str, console: Console, *, force: bool) -> None:

@@ -62,7 +62,7 @@ def test_a_problem_of_each_kind_has_a_config_that_runs(problem, capsys):
 
 @pytest.mark.slow
 @pytest.mark.beside
-@pytest.mark.parametrize("problem", ["few_shot", "loss_tuning", "sinusoid", "unlearning"])
+@pytest.mark.parametrize("problem", ["few_shot", "loss_tuning", "personal_representation", "sinusoid", "unlearning"])
 def test_the_longest_starters_end_within_a_minute_and_have_got_somewhere(problem):
     """About 20 s of one core, three quarters of a minute at the most; the others take half as much."""
     assert main(["init", "mine.toml", "--problem", problem]) == 0

@@ -61,6 +61,15 @@ def test_a_problem_is_taken_apart_and_measured_as_far_as_that_goes(name: str, tm
     assert dict(server.evaluate(x, y)) == pytest.approx(kept)
 
 
+def test_a_problem_that_is_judged_on_its_clients_own_examples_is_refused(tmp_path: Path) -> None:
+    asked = config("personal_representation", "r2d2", data=SMALL, hidden=[4])
+    with identity_kept(), pytest.raises(BadInput, match=r"problem\.name: .*personal_representation") as caught:
+        deal(asked, 2, tmp_path / "parties")
+    assert "own examples" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "parties").exists()
+
+
 def test_what_cannot_be_used_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     quadratic = config("quadratic", clients=4)
     with pytest.raises(BadInput, match="--nodes: got 5; allowed: an integer from 1 to the number of clients, 4"):
