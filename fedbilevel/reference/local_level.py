@@ -141,14 +141,15 @@ class DenseTasks:
     def barrier(self, lam: float, o: Mapping[str, Any]) -> Tensor:
         """BOME's direction `mult (gx(x, y) - gx(x, yh))` with options o, step by step from x: it has no closed form.
 
-        `y -= xi (fy + mult gy)`, K times, with `mult = max(eta |gy|^2 - <fy, gy>, 0) / |gy|^2`; `yh -= beta gy(yh)`, T
-        times from the last y.
+        `y -= xi (fy + mult gy)`, K times, with `mult = max(eta |gy|^2 - <fy, gy>, 0) / |gy|^2`, 0 where gy is;
+        `yh -= beta gy(yh)`, T times from the last y.
         """
         y, K = self.x, o["local_steps"]
         for k in range(K + 1):
             fy, gy = self.gradient("upper", y), self.pulled(y, lam)
             square = torch.linalg.vecdot(gy, gy)
-            mult = ((o["barrier"] * square - torch.linalg.vecdot(fy, gy)).clamp_min(0) / square)[:, None]
+            wanted = (o["barrier"] * square - torch.linalg.vecdot(fy, gy)).clamp_min(0)
+            mult = torch.where(square > 0, wanted / square, 0.0)[:, None]
             if k < K:
                 y = y - o["upper_level_lower_step"] * (fy + mult * gy)
         yh = y
