@@ -7,65 +7,75 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedbilevel.problems import MinimaxQuadratic, Quadratic
 from server.kit.algorithm import find
 from server.running.run import Result
-from tests.algorithm_table import SHARED
-from tests.algorithm_table.row import STEPS, Options
 from tests.runs import traced
 
-pytestmark = [pytest.mark.slow, pytest.mark.beside, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.beside, pytest.mark.timeout(300)]
 DROPOUT: dict[str, Any] = {"systems": {"dropout": 0.3}, "weighting": "unbiased"}
-ALPHA = 0.1
-QUICK = {"lower_rounds": 2, "neumann_terms": 2, "accounting": "merged", "local_steps": 1, "upper_local_steps": 1}
-"""A round or two per iteration, wherever a method lets one choose."""
-NAMES = sorted(set(SHARED) - {"aggitd-aq", "aggitd-s", "oadagrad", "bome"})
-"""But those whose step on x does not shrink with alpha, or mixes the noise of several iterations."""
-
-
-def options_of(name: str, **more: Any) -> Options:
-    told = {**STEPS, **QUICK, "upper_step": ALPHA, **more}
-    return {key: value for key, value in told.items() if key in find(name).options.model_fields}
+OPTIONS = {
+    "upper_step": 0.06,
+    "lower_step": 0.8,
+    "neumann_step": 0.8,
+    "lower_rounds": 1,
+    "neumann_terms": 2,
+    "accounting": "merged",
+    "warm_start": True,
+    "upper_local_steps": 0,
+}
+"""About 0.4 / L of F, whose curvature lies between 3.3 and 6.5; few rounds an iteration."""
+NAMES = ["simfbo", "shrofbo", "br-fedbi", "fedbio", "aggitd", "fednest", "fedgda", "fed-optimistic"]
 
 
 @functools.cache
 def problem(minimax: bool) -> Any:
-    """Twenty unlike clients: fourteen answer in the mean."""
-    kind = MinimaxQuadratic if minimax else Quadratic
-    return kind(clients=20, dim_x=3, dim_y=4, examples=3, weights="uniform", seed=3)
+    """Twenty unlike clients, of whom fourteen answer in the mean; well conditioned."""
+    shape: dict[str, Any] = {"clients": 20, "dim_x": 2, "dim_y": 3, "examples": 3, "weights": "uniform", "seed": 3}
+    if minimax:
+        return MinimaxQuadratic(**shape)
+    return Quadratic(mu=0.6, rho=3.0, heterogeneity=0.5, **shape)
 
 
-def run(name: str, iterations: int, seed: int = 0, more: Options | None = None, **told: Any) -> Result:
-    return traced(
-        problem(find(name).lower == "minimax"), name, iterations, seed=seed, **told, **options_of(name, **(more or {}))
-    )
+def run(name: str, iterations: int, **told: Any) -> Result:
+    takes = find(name).options.model_fields
+    options = {key: value for key, value in OPTIONS.items() if key in takes}
+    minimax = find(name).lower == "minimax"
+    if minimax:
+        options |= {"upper_step": 0.2, "lower_step": 0.2}
+    return traced(problem(minimax), name, iterations, solution_every=0, **(options | told))
 
 
-def distances(result: Result, star: Tensor) -> list[float]:
-    assert result.trace is not None
-    return [float((entry.x - star).norm()) for entry in result.trace]
+@functools.cache
+def polite(name: str) -> Result:
+    """Where everybody answers, to its end."""
+    return run(name, 1000 if find(name).lower == "minimax" else 300)
+
+
+def distance(name: str, iterations: int, last: int, **told: Any) -> float:
+    """The mean distance to where the polite run ends, from which it begins, over the last iterations."""
+    star = polite(name)
+    trace = run(name, iterations, seed=1, x0=star.x, y0=star.y, **DROPOUT, **told).trace
+    assert trace is not None
+    return sum(float((entry.x - star.x).norm()) for entry in trace[-last:]) / last
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_halving_steps_wear_the_noise_off(name: str) -> None:
-    """The distance to where the polite run ends falls to a tenth of its floor at constant steps."""
-    polite = run(name, 1200)
-    star = polite.x
-    told = {"seed": 1, "x0": star, "y0": polite.y, **DROPOUT}
-    constant = distances(run(name, 400, **told), star)
-    floor = sum(constant[200:]) / 200
-    halved = distances(run(name, 1000, more={"upper_schedule": "halving", "upper_period": 80}, **told), star)
-    assert 1e-4 < floor < 1.0
-    assert sum(halved[-50:]) / 50 <= floor / 10
+    """The distance falls to a tenth of its floor at constant steps."""
+    floor = distance(name, 300, 200)
+    halved = distance(name, 1400, 100, upper_schedule="halving", upper_period=175)
+    assert 1e-3 < floor < 1.0
+    assert halved <= floor / 10
 
 
-@pytest.mark.parametrize("name", ["simfbo", "aggitd", "fednest", "memfbo", "fedgda"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_mean_over_seeds_does_not_drift(name: str) -> None:
-    """Twenty seeds: the mean of x is no further from the polite run's than three of its standard errors."""
-    polite = run(name, 1200)
-    told = {"x0": polite.x, "y0": polite.y, **DROPOUT}
-    ends = torch.stack([run(name, 150, seed=seed, **told).x for seed in range(20)]) - polite.x
+    """Twenty seeds: the mean of x is no further from the polite run's than 3.5 of its standard errors."""
+    star = polite(name)
+    told: dict[str, Any] = {"x0": star.x, "y0": star.y, **DROPOUT}
+    ends = torch.stack([run(name, 60, seed=seed, **told).x for seed in range(20)]) - star.x
     error = ends.std(0) / len(ends) ** 0.5
-    assert (ends.mean(0).abs() <= 3.5 * error + 1e-12).all()
+    assert float(error.max()) > 0.0
+    assert (ends.mean(0).abs() <= 3.5 * error).all()
