@@ -126,7 +126,7 @@ def _holds(array: Any, clients: ClientData) -> bool:
                     return True
                 continue
             rows, size = held.reshape(len(held), -1), int(held[0].size)
-            if array.ndim < 2 or array[0].size != size or len(array) == 0:
+            if array.ndim < 2 or len(array) == 0 or array[0].size != size:
                 continue
             known = {row.tobytes() for row in array.reshape(len(array), -1).astype(rows.dtype)}
             some = rows[:: max(len(rows) // _LOOKED_AT, 1)]
