@@ -22,7 +22,16 @@ def test_the_configs_are_there() -> None:
     assert {"demo", "fednest_fig2", "aggitd_vs_fednest", "flower"} <= {path.stem for path in CONFIGS}
 
 
-LONG = {"byzantine", "byzantine_mnist", "loss_tuning", "omniglot", "omniglot_active", "omniglot_closed", "single_loop"}
+LONG = {
+    "byzantine",
+    "byzantine_mnist",
+    "dropouts_every_method",
+    "loss_tuning",
+    "omniglot",
+    "omniglot_active",
+    "omniglot_closed",
+    "single_loop",
+}
 
 
 def shortened(path: Path) -> ParameterSet:
