@@ -146,6 +146,7 @@ def test_an_actor_killed_in_the_middle_of_each_kind_of_round(
     assert result.communication == expected.communication
 
 
+@pytest.mark.filterwarnings("ignore:.* gives every client one vote")
 def test_conditions_outlive_the_death_of_a_worker(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
