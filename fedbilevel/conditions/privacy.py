@@ -26,6 +26,10 @@ class Adaptive(Strict):
         None, description="deviation of the noise on how many were not clipped; default: a twentieth of the answers"
     )
 
+    def noise(self, expected: float) -> float:
+        """Deviation of the noise on a count, of so many expected answers."""
+        return self.count_noise or expected / 20
+
 
 class PrivacyTable(Strict):
     """The `[privacy]` table: `clip` of every output of a client, noise of deviation `noise_multiplier * clip`.
@@ -62,7 +66,7 @@ class Privacy:
     def count_noise(self) -> float:
         """Deviation of the noise on the count of answers that were not clipped."""
         assert self.table.adaptive is not None
-        return self.table.adaptive.count_noise or self.expected / 20
+        return self.table.adaptive.noise(self.expected)
 
     @property
     def multiplier(self) -> float:

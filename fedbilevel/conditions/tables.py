@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedbilevel.conditions.attacks import Byzantine
 from fedbilevel.conditions.compression import ChannelTable
 from fedbilevel.conditions.privacy import PrivacyTable
 from fedbilevel.conditions.rule import AggregationTable
@@ -23,6 +24,10 @@ class Conditions:
         """Whether the sum of the answers as they were sent is all that is needed of them."""
         return self.aggregation.polite and self.channel.uplink == "exact" and self.privacy is None
 
+    def apart(self, byzantine: Byzantine | None) -> bool:
+        """Whether every client's own answer is needed, with these attackers."""
+        return not self.polite or (byzantine is not None and byzantine.of_answers)
+
     def hold(self, answers: int, expected: float) -> None:
         """Hold the tables against each other and the number of clients asked in a round. Raises BadInput."""
         rule, private = self.aggregation, self.privacy
@@ -31,7 +36,7 @@ class Conditions:
             raise BadInput("aggregation.rule", named, "mean with a table [privacy]: its noise is that of a sum")
         rule.hold(answers)
         if private is not None and private.adaptive is not None and private.noise_multiplier > 0:
-            noise = private.adaptive.count_noise or expected / 20
+            noise = private.adaptive.noise(expected)
             if private.noise_multiplier >= 2 * noise:
                 allowed = f"above half the noise_multiplier, {private.noise_multiplier / 2:g}"
                 raise BadInput("privacy.adaptive.count_noise", noise, allowed)

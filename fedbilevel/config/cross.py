@@ -43,14 +43,13 @@ def expanded(tables: Mapping[str, Any]) -> dict[str, Any]:
     rest["algorithms"] = {}
     for label, table in algorithms.items():
         for values in combinations:
+            named = [shown(value, path[-1]) for path, value in zip(factors, values, strict=True)]
             own = copy.deepcopy(dict(table)) if isinstance(table, Mapping) else table
             if isinstance(own, dict):
                 own.setdefault("algorithm", label)
                 for path, value in zip(factors, values, strict=True):
                     _set(own, (UNDER, *path), value)
-            rest["algorithms"][
-                ", ".join([label, *(shown(value, path[-1]) for path, value in zip(factors, values, strict=True))])
-            ] = own
+            rest["algorithms"][", ".join([label, *named])] = own
     return rest
 
 

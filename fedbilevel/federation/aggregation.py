@@ -137,9 +137,12 @@ class Aggregation:
         self, operation: Operation, factor: Elsewhere, options: Mapping[str, Any], clients: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """What each client's answer holds of a vector where x is not its own, by its weight, [S]."""
-        weights = self.population.weights[clients]
-        scale = len(self.population) / len(clients) if self.weighting == "unbiased" else 1.0 / float(weights.sum())
-        return scale * weights * factor(options, self._taus(operation, options, clients))
+        return self.weights(clients, self.weighting) * factor(options, self._taus(operation, options, clients))
+
+    def weights(self, clients: NDArray[np.int64], weighting: Weighting) -> NDArray[np.float64]:
+        """`w_i` of a sampled set S, [S]."""
+        p = self.population.weights[clients]
+        return (len(self.population) / len(clients) if weighting == "unbiased" else 1.0 / float(p.sum())) * p
 
     def _elsewhere(
         self,

@@ -153,7 +153,7 @@ class Federation:
         replies = self.exchange(request) if len(answered) else []
         answered = self.answered = _who_answered(answered, replies)
         means: list[tuple[Tensor, ...]] = []
-        nobody = NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
+        nobody: NobodyAnswered | None = None
         if len(answered):
             try:
                 means = self._means(operations, request, answered, replies)
@@ -164,7 +164,7 @@ class Federation:
         up = self.channel.up(operations if came else (), came, answered)
         self._enter(operations, request.options, down, up, done)
         if not means:
-            raise nobody
+            raise nobody or NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
         results: list[Any] = []
         for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):
             if not all(bool(torch.isfinite(output).all()) for output in outputs):

@@ -50,8 +50,7 @@ class RowAggregation:
     @property
     def needed(self) -> bool:
         """Whether every client's own answer is needed."""
-        lies = self.byzantine is not None and self.byzantine.of_answers
-        return lies or not self.conditions.polite
+        return self.conditions.apart(self.byzantine)
 
     def __call__(
         self,
@@ -138,9 +137,8 @@ class RowAggregation:
 
     def _mean(self, rows: Tensor, clients: NDArray[np.int64], *, normalised: bool) -> Tensor:
         """`sum_S w_i u_i`, the weights those of a sampled set."""
-        p = self.aggregation.population.weights[clients]
-        scale = 1.0 / p.sum() if normalised else len(self.aggregation.population) / len(clients)
-        return torch.from_numpy(scale * p).to(rows.device) @ rows.double()
+        weights = self.aggregation.weights(clients, "normalised" if normalised else "unbiased")
+        return torch.from_numpy(weights).to(rows.device) @ rows.double()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

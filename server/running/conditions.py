@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from fedbilevel.conditions.tables import Conditions
 from fedbilevel.config.tables import RunTable
-from fedbilevel.data.poison import flipped_share, poisoned
 from fedbilevel.errors import BadInput, NobodyAnswered, RunFailed
 from fedbilevel.federation.participation import Participation, Population
 from fedbilevel.federation.rounds import Federation
@@ -20,11 +19,6 @@ from fedbilevel.problem import Problem
 MOST_ATTEMPTS = 1000
 """An iteration is begun so many times at most."""
 S = TypeVar("S")
-
-
-def apart(conditions: Conditions, systems: Systems) -> bool:
-    """Whether every client's own answer is needed."""
-    return not conditions.polite or (systems.byzantine is not None and systems.byzantine.of_answers)
 
 
 def hold(conditions: Conditions, systems: Systems, table: RunTable, problem: Problem, seed: int) -> None:
@@ -42,7 +36,7 @@ def hold(conditions: Conditions, systems: Systems, table: RunTable, problem: Pro
     who = Participation(population, systems, seed, sample)
     if sample is None or sample <= m:
         conditions.hold(min(sample or m, m), who.expected)
-    _hold_attackers(systems, problem, seed)
+    _hold_attackers(systems, m)
     if systems.deadline_seconds is not None:
         nothing = np.zeros(m)
         least = float(systems.seconds(seed, who.everyone, nothing, nothing, nothing).min())
@@ -53,15 +47,11 @@ def hold(conditions: Conditions, systems: Systems, table: RunTable, problem: Pro
         _hold_blocks(conditions, systems)
 
 
-def _hold_attackers(systems: Systems, problem: Problem, seed: int) -> None:
-    byzantine, m = systems.byzantine, len(problem.clients)
-    if byzantine is None:
-        return
-    if round(byzantine.largest_share * m) >= m:
+def _hold_attackers(systems: Systems, m: int) -> None:
+    byzantine = systems.byzantine
+    if byzantine is not None and round(byzantine.largest_share * m) >= m:
         allowed = f"a share by which one of the {m} clients is honest"
         raise BadInput("systems.byzantine.share", byzantine.share, allowed)
-    if share := flipped_share(byzantine):
-        poisoned(problem, share, seed)
 
 
 def _hold_blocks(conditions: Conditions, systems: Systems) -> None:

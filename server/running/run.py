@@ -142,7 +142,7 @@ class Run:
         solved = every(self.table.solution_every, problem, *start) > 0
         self._hold_stop(problem, start, solved=solved)
         if not is_hollow(problem.clients):  # else the clients are elsewhere, and so is the memory that they take
-            apart = conditions.apart(self.conditions, self.systems)
+            apart = self.conditions.apart(self.systems.byzantine)
             need = estimate(problem, start, options, sample, solved=solved, apart=apart).total
             require(need, "run", "fewer clients_per_round, or a smaller problem", at_hand(self.table.device))
         indices, iterations = getattr(options, "indices", None), self.table.iterations
