@@ -26,7 +26,10 @@ OPTIONS = {
     "upper_local_steps": 0,
 }
 """About 0.4 / L of F, whose curvature lies between 3.3 and 6.5; few rounds an iteration."""
-NAMES = ["simfbo", "shrofbo", "br-fedbi", "fedbio", "aggitd", "fednest", "fedgda", "fed-optimistic"]
+NAMES = [
+    *("simfbo", "shrofbo", "br-fedbi", "fedbio", "aggitd", "fednest", "fednest-sgd", "f2sa", "memfbo", "joint"),
+    *("fedgda", "fed-optimistic", "fed-extragradient", "fednest-minimax"),
+]
 
 
 @functools.cache
