@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedbilevel import derivatives, randomness
-from fedbilevel.derivatives import Level
+from fedbilevel.derivatives import Expansion, Level
 from fedbilevel.problem import Problem, leaves
 from fedbilevel.tasks import Tasks
 
@@ -22,7 +22,8 @@ class TaskBatch:
 
     words: what keys each task's own random numbers, uint64 [B]; default: its place.
 
-    Every derivative is taken by itself, all tasks at once; only what `hessian` returns holds a graph, of one gradient.
+    Every derivative is taken by itself, all tasks at once; only what `hessian` returns holds a graph, of one gradient,
+    and an `expansion` what a closed form keeps of one.
     """
 
     def __init__(self, problem: Problem, tasks: Tasks, x: Tensor, words: NDArray[np.uint64] | None = None) -> None:
@@ -64,9 +65,20 @@ class TaskBatch:
         y, v = self.spread(y), self.spread(v)
         return derivatives.hvp(self.problem, self.x, y, v, self.examples["lower"], self.weights("lower"))
 
+    def expansion(self, y: Tensor) -> Expansion:
+        """`grad L(y)` [B, dy] and `v -> Hess L(y) v`."""
+        y = self.spread(y)
+        closed = getattr(self.problem, "lower_expansion", None)
+        if closed is None:
+            return Expansion(self.gradient("lower", y), partial(self.hvp, y))
+        result: Expansion = closed(self.x, y, self.examples["lower"], self.weights("lower"))
+        return result
+
     def hessian(self, y: Tensor) -> Callable[[Tensor], Tensor]:
         """`v -> Hess L(y) v` for y and v [B, dy] or, several points of every task, [samples, B, dy]."""
         y = self.spread(y)
+        if y.ndim == 2 and hasattr(self.problem, "lower_expansion"):
+            return self.expansion(y).product
         if hasattr(self.problem, "lower_hvp"):
             return partial(vmap(self.hvp) if y.ndim == 3 else self.hvp, y)
         loss = partial(self.losses, "lower")

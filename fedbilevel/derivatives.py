@@ -8,6 +8,7 @@ is ever larger than a gradient: second derivatives are products with a vector.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -99,6 +100,14 @@ def hvp(problem: Problem, x: Tensor, y: Tensor, v: Tensor, prepared: Examples, w
 
     value: Tensor = _rows(single, weights, prepared, x, y, v)
     return value
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Of a lower loss at a point: the gradient `gy`, shape [dy] or [S, dy], and the product v -> `H v`."""
+
+    gradient: Tensor
+    product: Callable[[Tensor], Tensor]
 
 
 def dense_hessian(problem: Problem, x: Tensor, y: Tensor, prepared: Examples, weights: Tensor) -> Tensor:

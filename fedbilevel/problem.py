@@ -49,7 +49,9 @@ class Problem(Protocol):
       linearised at the anchor), where weights [..., n] holds the weight of each example, x, y, v and anchor may have
       the same leading dimensions, and the result is [..., dy]; and, at one common point,
       `upper_gradient_x(x, y, examples, prepared, weights)` and `cross_vjp(x, y, v, examples, prepared, weights)` with
-      result [dx]; and `cross_vjp_sum`, the same summed over rows v [S, dy] with weights [S, n].
+      result [dx]; and `cross_vjp_sum`, the same summed over rows v [S, dy] with weights [S, n];
+      `lower_expansion(x, y, prepared, weights)` is a `derivatives.Expansion`, the lower gradient and `v -> H v`, where
+      the two share what they compute.
     * `x_shapes`, the parts of x in order (`Part`, or a name and a shape), where x holds the matrices of a network: what
       steps matrix by matrix (`upper_optimiser = "spectral"`) reads them; without it x is one vector.
     """

@@ -8,14 +8,6 @@ from clients.methods.method import Adapted, Method, Settings, method
 from clients.tasks import TaskBatch
 
 
-def descend(tasks: TaskBatch, x: Tensor, o: Settings) -> list[Tensor]:
-    """`y_0 = x; y_{k+1} = y_k - eta grad L(y_k)`: all of y_0, ..., y_K."""
-    path = [tasks.spread(x)]
-    for _ in range(o["local_steps"]):
-        path.append(path[-1] - o["lower_step"] * tasks.gradient("lower", path[-1]))
-    return path
-
-
 class Descent(Method):
     """Adapts by K gradient steps."""
 
@@ -29,18 +21,23 @@ class Descent(Method):
 
 @method("maml")
 class Maml(Descent):
-    """Reverse mode through the K steps: memory O(K) states, no graph.
+    """Reverse mode through the K steps: memory O(K) states, no graph, and what closed forms keep at each.
 
     `truncation`: only the last so many steps are differentiated (None: all).
     """
 
     def meta_gradient(self, tasks: TaskBatch, x: Tensor, o: Settings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """`a = grad f(y_K)`; for k = K-1..0: `a -= eta Hess L(y_k) a`."""
-        path = descend(tasks, x, o)
-        a = tasks.gradient("upper", path[-1])
-        kept = path[:-1] if o.get("truncation") is None else path[:-1][max(0, len(path) - 1 - o["truncation"]) :]
-        for y in reversed(kept):
-            a = a - o["lower_step"] * tasks.hvp(y, a)
+        y, eta, K, kept = tasks.spread(x), o["lower_step"], o["local_steps"], o.get("truncation")
+        products = []
+        for k in range(K):
+            here = tasks.expansion(y)
+            if kept is None or k >= K - kept:
+                products.append(here.product)
+            y = y - eta * here.gradient
+        a = tasks.gradient("upper", y)
+        while products:
+            a = a - eta * products.pop()(a)
         return a, ()
 
     def passes(self, o: Settings) -> tuple[float, float]:

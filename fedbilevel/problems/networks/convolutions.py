@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from fedbilevel.problem import Part
+from fedbilevel.problems.networks.blocks import EPSILON, Weights
 from fedbilevel.problems.networks.layers import Layered
 
 
@@ -27,8 +28,6 @@ class Convolutions(Layered):
     shape: of an image, (side, side) or (side, side, channels), where inputs come flat; default: as they come.
     native: take torch's convolution all the same (without normalisation), which with common parameters is faster.
     """
-
-    EPSILON = 1e-5
 
     def __init__(
         self,
@@ -70,10 +69,24 @@ class Convolutions(Layered):
                 parts.append(torch.full_like(draw, float(self.normalise and k % 3 == 1 and k < len(self.shapes) - 2)))
         return torch.cat(parts)
 
+    def images(self, inputs: Tensor, leading: int = 1) -> Tensor:
+        """Inputs [n, side, side] or [n, side, side, channels], or flat ones of a known shape, with their channels.
+
+        leading: how many dimensions come before those of an image.
+        """
+        h = inputs if self.shape is None else inputs.reshape(*inputs.shape[:leading], *self.shape)
+        return h.unsqueeze(-1) if h.ndim == leading + 2 else h
+
+    def blocks(self, y: Tensor) -> list[Weights]:
+        """The parameters y [B, size] of every block of a network that normalises."""
+        cut = torch.split(y[:, : self.body], self._sizes[:-2], 1)
+        return [
+            Weights(kernel.view(len(y), *shape), scale.unsqueeze(1), shift.unsqueeze(1))
+            for kernel, scale, shift, shape in zip(cut[::3], cut[1::3], cut[2::3], self.shapes[:-2:3], strict=True)
+        ]
+
     def _body(self, parts: list[Tensor], inputs: Tensor) -> Tensor:
-        """The blocks, on inputs [n, side, side] or [n, side, side, channels], or flat ones of a known shape."""
-        h = inputs if self.shape is None else inputs.reshape(len(inputs), *self.shape)
-        h = h.unsqueeze(-1) if h.ndim == 3 else h
+        h = self.images(inputs)
         if self.native:
             return self._natively(parts, h.movedim(-1, 1))
         step = 3 if self.normalise else 2
@@ -92,7 +105,7 @@ class Convolutions(Layered):
 
     def _normal(self, h: Tensor) -> Tensor:
         h = h - h.mean((0, 1, 2))
-        return h * (h.square().mean((0, 1, 2)) + self.EPSILON).rsqrt()
+        return h * (h.square().mean((0, 1, 2)) + EPSILON).rsqrt()
 
 
 def _patches(h: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fedbilevel.data.episodes import deal
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Examples, Ragged
+from fedbilevel.problems.networks.classifier import Classifier
 from fedbilevel.problems.networks.convolutions import Convolutions
 from fedbilevel.problems.networks.layers import Activation, Network, Perceptron
 from fedbilevel.tasks import Tasks
@@ -112,6 +113,11 @@ class FewShot:
             else Perceptron([pixels, *hidden], ways, activation)
         )
         require(12.0 * 8 * self.network.size, "problem.network", "a smaller network")
+        own = type(self).lower is FewShot.lower and type(self).outputs is FewShot.outputs
+        if own and isinstance(self.network, Convolutions) and normalise:
+            closed = Classifier(self.network)
+            self.lower_gradient = self.upper_gradient_y = closed.gradient
+            self.lower_hvp, self.lower_expansion = closed.hvp, closed.expansion
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random start of the network; y0 = x0."""

@@ -1,0 +1,80 @@
+"""Cross-entropy of a convolutional network with a linear head, for B tasks at once: derivatives in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fedbilevel.derivatives import Expansion
+from fedbilevel.problems.networks import blocks, softmax
+from fedbilevel.problems.networks.convolutions import Convolutions
+
+Labelled = dict[str, Tensor]
+"""Of each task: "input" [B, n, side, side] and "label" [B, n]."""
+
+
+TOGETHER = 80
+"""About how many images are computed on at one time: what a block makes of them is to stay near the processor."""
+
+
+class Classifier:
+    """The closed forms of a problem whose two losses are the cross-entropy of a network that normalises.
+
+    Parameters y and directions v are [B, size], weights [B, n], or all of them without the B; x is not read.
+    """
+
+    def __init__(self, network: Convolutions) -> None:
+        self.network = network
+
+    def gradient(self, x: Tensor, y: Tensor, examples: Labelled, weights: Tensor) -> Tensor:
+        """The gradient of the weighted loss."""
+        found = torch.cat([part.gradient for part in self._parts(y, examples, weights)])
+        return found if y.ndim == 2 else found[0]
+
+    def hvp(self, x: Tensor, y: Tensor, v: Tensor, examples: Labelled, weights: Tensor) -> Tensor:
+        """The product of its Hessian with v."""
+        return self.expansion(x, y, examples, weights).product(v)
+
+    def expansion(self, x: Tensor, y: Tensor, examples: Labelled, weights: Tensor) -> Expansion:
+        """The gradient, and products with the Hessian that go on from what the gradient has computed."""
+        parts = list(self._parts(y, examples, weights))
+
+        def product(v: Tensor) -> Tensor:
+            rows = v.view(-1, v.shape[-1]).split([len(part.gradient) for part in parts])
+            return torch.cat([part.product(some) for part, some in zip(parts, rows, strict=True)]).view_as(v)
+
+        return Expansion(torch.cat([part.gradient for part in parts]).view_as(y), product)
+
+    def _parts(self, y: Tensor, examples: Labelled, weights: Tensor) -> Iterator[Expansion]:
+        """Some tasks after others."""
+        n = weights.shape[-1]
+        size = max(1, TOGETHER // n)
+        inputs, label = examples["input"], examples["label"]
+        if y.ndim == 1:
+            y, inputs, label, weights = y.unsqueeze(0), inputs.unsqueeze(0), label.unsqueeze(0), weights.unsqueeze(0)
+        some = zip(y.split(size), inputs.split(size), label.split(size), weights.split(size), strict=True)
+        return (self._expansion(*part) for part in some)
+
+    def _expansion(self, y: Tensor, inputs: Tensor, label: Tensor, weights: Tensor) -> Expansion:
+        network, body = self.network, self.network.body
+        of, head = network.blocks(y), y[:, body:]
+        weight = head[:, : -network.outputs].unflatten(1, (network.outputs, network.width))
+        feature, passed = blocks.forward(of, network.images(inputs, 2))
+        p = torch.softmax(softmax.logits(head, feature, network.outputs), -2)
+        each = weights.unsqueeze(-2)
+        residual = (p - softmax.onehot(label, network.outputs, p.dtype).mT) * each
+        found, pulled = blocks.pull(of, passed, residual.mT @ weight)
+
+        def product(v: Tensor) -> Tensor:
+            along, moving = network.blocks(v), v[:, body:]
+            moved, moves = blocks.push(of, along, passed)
+            du = softmax.logits(moving, feature, network.outputs) + weight @ moved.mT
+            dr = softmax.curved(p, du) * each
+            by_head = moving[:, : -network.outputs].unflatten(1, (network.outputs, network.width))
+            curved = blocks.curve(of, along, passed, pulled, moves, dr.mT @ weight + residual.mT @ by_head)
+            of_weight = (dr @ feature + residual @ moved).flatten(1)
+            return torch.cat([*curved, of_weight, dr.sum(-1)], 1)
+
+        return Expansion(torch.cat([*found, softmax.gradient(residual, feature)], 1), product)
