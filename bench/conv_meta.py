@@ -46,25 +46,25 @@ class FewShot:
         return self.lower(x, y, examples)
 
 
-def _tasks(queries: int) -> Tasks:
+def _tasks(queries: int, dtype: torch.dtype) -> Tasks:
     """Noise under labels: what a task costs does not depend on what is in its images."""
     draw = torch.Generator().manual_seed(1)
 
     def part(each: int) -> Examples:
         label = torch.arange(CLASSES).repeat_interleave(each).expand(TASKS, -1)
-        return {"input": torch.rand(TASKS, CLASSES * each, SIDE, SIDE, generator=draw), "label": label}
+        return {"input": torch.rand(TASKS, CLASSES * each, SIDE, SIDE, generator=draw).to(dtype), "label": label}
 
     return Tasks(part(1), part(queries))
 
 
-def _start() -> Tensor:
-    return Convolutions(1, FILTERS, CLASSES).initial(torch.Generator().manual_seed(0)).float()
+def _start(dtype: torch.dtype) -> Tensor:
+    return Convolutions(1, FILTERS, CLASSES).initial(torch.Generator().manual_seed(0)).to(dtype)
 
 
-def ours(queries: int, *, closed: bool) -> Callable[[], Tensor]:
+def ours(queries: int, dtype: torch.dtype, *, closed: bool = True) -> Callable[[], Tensor]:
     """A function that computes the mean meta-gradient of all tasks."""
-    problem, x = FewShot(closed=closed), _start()
-    batch = TaskBatch(problem, _tasks(queries), x)  # type: ignore[arg-type]  # a method reads no more than the losses
+    problem, x = FewShot(closed=closed), _start(dtype)
+    batch = TaskBatch(problem, _tasks(queries, dtype), x)  # type: ignore[arg-type]  # a method reads no more than the losses
 
     def call() -> Tensor:
         with torch.no_grad():
@@ -82,9 +82,14 @@ class Mean(nn.Module):
         return h.mean((2, 3))
 
 
-def module() -> nn.Module:
+def automatic(queries: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """The same by automatic differentiation of all tasks at once."""
+    return ours(queries, dtype, closed=False)
+
+
+def module(dtype: torch.dtype) -> nn.Module:
     """The same network at the same start, by torch.nn."""
-    parts, layers = Convolutions(1, FILTERS, CLASSES).parts(_start()), []
+    parts, layers = Convolutions(1, FILTERS, CLASSES).parts(_start(dtype)), list[nn.Module]()
     for kernel, scale, shift in zip(parts[:-2:3], parts[1:-2:3], parts[2:-2:3], strict=True):
         convolution = nn.Conv2d(len(kernel) // 9, FILTERS, 3, stride=2, padding=1, bias=False)
         convolution.weight.data = kernel.unflatten(0, (3, 3, -1)).permute(3, 2, 0, 1).contiguous()
@@ -96,7 +101,7 @@ def module() -> nn.Module:
     return nn.Sequential(*layers, Mean(), head)
 
 
-def library(queries: int) -> Callable[[], Tensor]:
+def library(queries: int, dtype: torch.dtype) -> Callable[[], Tensor]:
     """The same by higher.
 
     Raises BadInput where it is not installed.
@@ -105,7 +110,7 @@ def library(queries: int) -> Callable[[], Tensor]:
         import higher  # type: ignore[import-untyped]  # it has no annotations
     except ImportError:
         raise BadInput("higher", "nothing", 'the library (pip install ".[bench]")') from None
-    net, tasks = module(), _tasks(queries)
+    net, tasks = module(dtype), _tasks(queries, dtype)
     optimiser = torch.optim.SGD(net.parameters(), lr=STEP)
     support, query = ({**part, "input": part["input"].unsqueeze(2)} for part in (tasks.support, tasks.query))
 
@@ -122,18 +127,23 @@ def library(queries: int) -> Callable[[], Tensor]:
     return call
 
 
-def _ratio(slow: Callable[[], Tensor], fast: Callable[[], Tensor], repeats: int = 7) -> float:
-    """How much faster; medians of runs that alternate, of functions with the same result."""
-    expected, found = slow(), fast()
-    assert float((found - expected).norm() / expected.norm()) < 1e-4
-    pairs = [(seconds(slow), seconds(fast)) for _ in range(repeats)]
+Way = Callable[[int, torch.dtype], Callable[[], Tensor]]
+
+
+def _ratio(slow: Way, queries: int, repeats: int = 7) -> float:
+    """How much faster closed forms are: medians of runs that alternate, of ways that agree in double precision."""
+    expected, found = slow(queries, torch.float64)(), ours(queries, torch.float64)()
+    assert float((found - expected).norm() / expected.norm()) < 1e-9
+    other, own = slow(queries, torch.float32), ours(queries, torch.float32)
+    other(), own()
+    pairs = [(seconds(other), seconds(own)) for _ in range(repeats)]
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
 
 MEASURES: dict[str, Callable[[], float]] = {
-    "few_shot_conv_speedup": lambda: _ratio(ours(QUERIES, closed=False), ours(QUERIES, closed=True)),
-    "few_shot_conv_speedup_15_queries": lambda: _ratio(ours(MANY, closed=False), ours(MANY, closed=True)),
-    "few_shot_conv_library_speedup": lambda: _ratio(library(QUERIES), ours(QUERIES, closed=True)),
-    "few_shot_conv_library_speedup_15_queries": lambda: _ratio(library(MANY), ours(MANY, closed=True)),
+    "few_shot_conv_speedup": lambda: _ratio(automatic, QUERIES),
+    "few_shot_conv_speedup_15_queries": lambda: _ratio(automatic, MANY),
+    "few_shot_conv_library_speedup": lambda: _ratio(library, QUERIES),
+    "few_shot_conv_library_speedup_15_queries": lambda: _ratio(library, MANY),
 }
 """How much faster closed forms are than automatic differentiation, and than the library."""

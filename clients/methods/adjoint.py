@@ -14,7 +14,7 @@ from clients.tasks import TaskBatch
 class AdjointMaml(Method):
     """da/dt = Hess L(y(t)) a from a(T) = grad f(y(T)) back to a(0): Hessian products along the path, no graph.
 
-    `adjoint`: "stored" keeps the states (and slopes) of the forward grid; "backward" runs y backwards beside a, which
+    `adjoint`: "stored" keeps the states (and stages) of the forward grid; "backward" runs y backwards beside a, which
     needs no memory but amplifies every error by exp(curvature * T).
 
     Reports the share of tasks whose support loss grew along the flow, which steps too long for its curvature make; it
@@ -46,25 +46,24 @@ class AdjointMaml(Method):
 
 def _sweep(tasks: TaskBatch, path: Path, a: Tensor, o: Settings) -> Tensor:
     """a(0) along the stored path. Euler and midpoint: the exact transpose of the forward steps."""
-    if not path.times:
+    if horizon(o) == 0.0:
         return a
     if o["solver"] == "dopri5":
         return solve(lambda t, a: tasks.hvp(path.at(float(t)), a), a, horizon(o), 0.0, o, 0)
     steps = grid_steps(o)
     h = horizon(o) / steps
     for k in reversed(range(steps)):
-        y = path.states[k]
         if o["solver"] == "euler":
-            a = a - h * tasks.hvp(y, a)
+            a = a - h * path.products.pop()(a)
         elif o["solver"] == "midpoint":
-            b = tasks.hvp(y - 0.5 * h * path.slopes[k], a)
-            a = a - h * b + 0.5 * h * h * tasks.hvp(y, b)
+            b = path.products.pop()(a)
+            a = a - h * b + 0.5 * h * h * path.products.pop()(b)
         else:
             middle = path.middle(k)
             b1 = tasks.hvp(path.states[k + 1], a)
             b2 = tasks.hvp(middle, a - 0.5 * h * b1)
             b3 = tasks.hvp(middle, a - 0.5 * h * b2)
-            b4 = tasks.hvp(y, a - h * b3)
+            b4 = tasks.hvp(path.states[k], a - h * b3)
             a = a - h / 6 * (b1 + 2 * b2 + 2 * b3 + b4)
     return a
 

@@ -1,8 +1,7 @@
 """Gradient descent as a flow, dy/dt = -grad L(y) from y(0) = x to the horizon T, and the solvers that run it.
 
 Euler, midpoint and the classical fourth-order rule are written out here, for the backward sweep goes through the very
-states (and, of midpoint, stages) of the forward one and needs the slopes at them. torchdiffeq runs what is adaptive and
-what keeps no path.
+states (and, of midpoint, stages) of the forward one. torchdiffeq runs what is adaptive and what keeps no path.
 """
 
 from __future__ import annotations
@@ -38,14 +37,16 @@ def grid_steps(o: Settings) -> int:
 
 @dataclass
 class Path:
-    """States y [B, d] of a flow at increasing times, and grad L there where the sweep back needs it (not for Euler).
+    """States y [B, d] of a flow at increasing times and grad L there, between which the sweep back interpolates.
 
+    products: of Euler and midpoint, instead of both, those with Hess L at every point where grad L was taken.
     unstable [B]: 1 for the tasks whose loss has grown along the flow; None where the solver chooses its steps.
     """
 
     times: list[float] = field(default_factory=list)
     states: list[Tensor] = field(default_factory=list)
     slopes: list[Tensor] = field(default_factory=list)
+    products: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
     unstable: Tensor | None = None
 
     def keep(self, time: float, y: Tensor, slope: Tensor | None = None) -> None:
@@ -85,14 +86,22 @@ def flow(tasks: TaskBatch, x: Tensor, o: Settings, path: Path | None = None) -> 
     steps = grid_steps(o)
     h = T / steps
     watch = Watch(tasks, y, h, solver, refuse=o.get("unstable") != "report")
+
+    def slope(y: Tensor) -> Tensor:
+        if path is None or solver == "rk4":
+            return tasks.gradient("lower", y)
+        here = tasks.expansion(y)
+        path.products.append(here.product)
+        return here.gradient
+
     for k in range(steps):
-        g = tasks.gradient("lower", y)
+        g = slope(y)
         watch.slope(y, g)
-        if path is not None:
-            path.keep(k * h, y, None if solver == "euler" else g)
-        y = _step(tasks, y, g, h, solver)
+        if path is not None and solver == "rk4":
+            path.keep(k * h, y, g)
+        y = _step(slope, y, g, h, solver)
     if path is not None and solver == "rk4":
-        g = tasks.gradient("lower", y)
+        g = slope(y)
         watch.slope(y, g)
         path.keep(T, y, g)
     watch.end(y)
@@ -101,14 +110,14 @@ def flow(tasks: TaskBatch, x: Tensor, o: Settings, path: Path | None = None) -> 
     return y
 
 
-def _step(tasks: TaskBatch, y: Tensor, g: Tensor, h: float, solver: str) -> Tensor:
+def _step(slope: Callable[[Tensor], Tensor], y: Tensor, g: Tensor, h: float, solver: str) -> Tensor:
     if solver == "euler":
         return y - h * g
     if solver == "midpoint":
-        return y - h * tasks.gradient("lower", y - 0.5 * h * g)
-    g2 = tasks.gradient("lower", y - 0.5 * h * g)
-    g3 = tasks.gradient("lower", y - 0.5 * h * g2)
-    g4 = tasks.gradient("lower", y - h * g3)
+        return y - h * slope(y - 0.5 * h * g)
+    g2 = slope(y - 0.5 * h * g)
+    g3 = slope(y - 0.5 * h * g2)
+    g4 = slope(y - h * g3)
     return y - h / 6 * (g + 2 * g2 + 2 * g3 + g4)
 
 

@@ -44,14 +44,14 @@ class TaskOptions(options.UpperOptions):
         return {name: value for name, value in self.model_dump().items() if name not in server}
 
     def kept(self) -> int:
-        """Vectors of the size of y that a client keeps per task beyond a constant number, to estimate memory."""
+        """Points y that a client keeps per task beyond a constant number, to estimate memory."""
         return 0
 
     def held(self, tasks: int, vector: float, support: float, query: float) -> float:
         """Bytes that the meta-gradients of so many tasks hold beyond a constant number of vectors each.
 
-        vector: bytes of one y; support, query: bytes that the loss of a task keeps to be differentiated. A Hessian
-        product keeps them twice.
+        vector: bytes of one y, with what a closed form keeps of a point where it is kept; support, query: bytes that
+        the loss of a task keeps to be differentiated. A Hessian product keeps them twice.
         """
         return tasks * (self.kept() * vector + max(2 * support, query))
 

@@ -97,9 +97,10 @@ def _of_tasks(problem: TaskProblem, y: Tensor, o: TaskOptions, m: int, sampled: 
     support, query = (map_examples(lambda t: t[0], part) for part in (one.support, one.query))
     kept = [_saved(problem.lower, y, support), _saved(problem.upper, y, query)]
     row = float(y.numel() * y.element_size())
+    state = row + (kept[0] if o.kept() and hasattr(problem, "lower_expansion") else 0.0)
     sets = _bytes(support) + _bytes(query)
     round, seen = sampled * o.tasks_per_client, max(m * o.tasks_per_client, min(o.evaluation_tasks, EVALUATION_CHUNK))
-    training = round * _TASK * row + o.held(round, row, kept[0], kept[1])
+    training = round * _TASK * row + o.held(round, state, kept[0], kept[1])
     evaluation = seen * _TASK * row + o.held_to_judge(seen, row, kept[0], kept[1])
     return 2.0 * sets * max(round, seen), max(training, evaluation)
 

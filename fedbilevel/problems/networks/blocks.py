@@ -1,20 +1,25 @@
 r"""The convolutional blocks of B tasks at once, with their first and second derivatives in closed form.
 
-A block takes patches $P$ [B, m, 9 c] of its input (m: the positions in all images of a task) to
-$h = \mathrm{relu}(\gamma n + \beta)$ with $n = r (z - \bar z)$, $z = P w$, $r = (\mathrm{var}\,z + \epsilon)^{-1/2}$,
-mean and variance over m. The derivative of n in z is $D t = r (t - \bar t - n\,\overline{n t})$, its own transpose: it
-takes tangents forward, $\dot n = D \dot z$, and cotangents back, $z^* = D \gamma u^*$. Below, `moved` is a tangent (the
-derivative along a direction in the parameters) and `pulled` a cotangent (the derivative of a scalar in a value).
+A block takes the patches $P$ [B, m, 9 c] of its input to $h = \mathrm{relu}(\gamma n + \beta)$, where
+$n = r (z - \bar z)$, $z = P w$ and $r = (\mathrm{var}\,z + \epsilon)^{-1/2}$, mean and variance over m. What moves z
+moves n by $\dot n = r (\dot z - \overline{\dot z} - n\,\overline{n \dot z})$, and that map is its own transpose: a
+cotangent u* of $u = \gamma n + \beta$ makes $z^* = r \gamma e$ with $e = u^* - \overline{u^*} - n\,\overline{n u^*}$.
+
+The input of the first block does not move. With $Q = P - \bar P$ and $C = Q^\top Q / m$ its n is $Q (r w)$ with
+$\mathrm{var}\,z = w^\top C w$: all of the above has a few coefficients for every filter, [B, 9 c, filters], in place of
+m values, and only u, h and their cotangents are written out.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from fedbilevel.problems.networks.patches import images, patches, scattered, spread
 
 EPSILON = 1e-5
 
@@ -27,169 +32,178 @@ class Weights(NamedTuple):
     shift: Tensor
 
 
-@dataclass(frozen=True)
-class Passed:
-    """What a block keeps of the way forward.
+class Pulled(NamedTuple):
+    """Of a way back: u* less its mean, e, and the gradient in the scale, sum n u*."""
 
-    patches P [B, m, 9 c]; normal n [B, m, filters]; inverse r [B, 1, filters]; output h [B, n, side, side, filters];
-    side: of the input's images.
-    """
-
-    patches: Tensor
-    normal: Tensor
-    inverse: Tensor
-    output: Tensor
-    side: int
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """Of the way back: e = u* - mean u* - n mean(n u*), of which z* = r scale e, and mean(n u*) [B, 1, filters]."""
-
+    raw: Tensor
     centred: Tensor
-    slope: Tensor
+    scale: Tensor
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Of a tangent: the patches of the input's (none: it does not move), that of n, and mean(n dz) [B, 1, filters]."""
+class Moved(NamedTuple):
+    """Of a direction: how the block's patches move (None: they do not), how n does, and mean(n dz) [B, 1, filters]."""
 
     patches: Tensor | None
     normal: Tensor
     slope: Tensor
 
 
-def forward(blocks: Sequence[Weights], inputs: Tensor) -> tuple[Tensor, list[Passed]]:
-    """The mean over positions [B, n, filters] of the last block's output, for images [B, n, side, side, channels]."""
-    padded, side, passed = _padded(inputs), inputs.shape[2], []
-    for block in blocks:
-        P = _patches(padded)
-        z = P @ block.kernel
-        z = z.sub_(z.mean(1, keepdim=True))
-        r = z.square().mean(1, keepdim=True).add(EPSILON).rsqrt()
-        n = z.mul_(r)
-        h = _images(torch.addcmul(block.shift, n, block.scale).relu_(), inputs, side)
-        padded = _padded(h)
-        passed.append(Passed(P, n, r, h, side))
-        side = h.shape[2]
-    return h.mean((2, 3)), passed
+class Block(ABC):
+    """One pass of a block: its patches, n, r [B, 1, filters], and output h [B, n, side, side, filters].
 
-
-def pull(blocks: Sequence[Weights], passed: Sequence[Passed], pulled: Tensor) -> tuple[list[Tensor], list[Pulled]]:
-    """The gradients of <features, pulled> in the parameters, [B, -1] each, and what `curve` goes on from."""
-    back = _spread(pulled, passed[-1].output)
-    found: list[Tensor] = []
-    kept: list[Pulled] = []
-    for k in reversed(range(len(blocks))):
-        block, one = blocks[k], passed[k]
-        n, r = one.normal, one.inverse
-        e = _masked(back, one)
-        shift, scale = e.sum(1, keepdim=True), (e * n).sum(1, keepdim=True)
-        slope = scale / n.shape[1]
-        e = torch.addcmul(e.sub_(shift / n.shape[1]), n, slope, value=-1)
-        z = e * (r * block.scale)
-        found = [(one.patches.mT @ z).flatten(1), scale.flatten(1), shift.flatten(1), *found]
-        kept = [Pulled(e, slope), *kept]
-        if k:
-            back = _scattered(z @ block.kernel.mT, one)
-    return found, kept
-
-
-def push(blocks: Sequence[Weights], along: Sequence[Weights], passed: Sequence[Passed]) -> tuple[Tensor, list[Moved]]:
-    """How the features [B, n, filters] move along a direction in the parameters, and what `curve` goes on from."""
-    h: Tensor | None = None
-    kept: list[Moved] = []
-    for block, moved, one in zip(blocks, along, passed, strict=True):
-        n, r = one.normal, one.inverse
-        patches = None if h is None else _patches(_padded(h))
-        z = one.patches @ moved.kernel
-        if patches is not None:
-            z = torch.baddbmm(z, patches, block.kernel)
-        slope = (z * n).mean(1, keepdim=True)
-        dn = torch.addcmul(z.sub_(z.mean(1, keepdim=True)), n, slope, value=-1).mul_(r)
-        u = torch.addcmul(torch.addcmul(moved.shift, n, moved.scale), dn, block.scale)
-        h = torch.ops.aten.threshold_backward(u.view_as(one.output), one.output, 0.0)
-        kept.append(Moved(patches, dn, slope))
-    assert h is not None  # there is a block
-    return h.mean((2, 3)), kept
-
-
-def curve(
-    blocks: Sequence[Weights],
-    along: Sequence[Weights],
-    passed: Sequence[Passed],
-    kept: Sequence[Pulled],
-    moves: Sequence[Moved],
-    pulled: Tensor,
-) -> list[Tensor]:
-    """How what `pull` found moves along the direction of `push`, its cotangent moving by `pulled` [B, n, filters]."""
-    back = _spread(pulled, passed[-1].output)
-    found: list[Tensor] = []
-    for k in reversed(range(len(blocks))):
-        block, moved, one, old, move = blocks[k], along[k], passed[k], kept[k], moves[k]
-        n, r, dn = one.normal, one.inverse, move.normal
-        m = n.shape[1]
-        de = _masked(back, one)
-        # mean(n u*) moves by mean(n du* + dn u*), and of u* = e + mean u* + n mean(n u*) the mean is orthogonal to dn
-        # and n is but for epsilon: mean(n dn) = epsilon r^3 mean(n dz)
-        scale = (de * n).sum(1, keepdim=True) + (old.centred * dn).sum(1, keepdim=True)
-        scale = scale + m * EPSILON * r**3 * move.slope * old.slope
-        shift = de.sum(1, keepdim=True)
-        de = torch.addcmul(de.sub_(shift / m), n, scale, value=-1 / m)
-        de = torch.addcmul(de, dn, old.slope, value=-1)
-        # z* = r scale e, and r moves by -r^2 mean(n dz)
-        of_e = r * (moved.scale - block.scale * r * move.slope)
-        dz = torch.addcmul(de.mul_(r * block.scale), old.centred, of_e)
-        kernel = one.patches.mT @ dz
-        if move.patches is not None:
-            z = old.centred * (r * block.scale)
-            kernel = torch.baddbmm(kernel, move.patches.mT, z)
-            back = _scattered(torch.baddbmm(dz @ block.kernel.mT, z, moved.kernel.mT), one)
-        found = [kernel.flatten(1), scale.flatten(1), shift.flatten(1), *found]
-    return found
-
-
-def _images(rows: Tensor, like: Tensor, side: int) -> Tensor:
-    """Rows [B, m, c] as images [B, n, side, side, c] of half the side."""
-    side = (side + 1) // 2
-    return rows.view(*like.shape[:2], side, side, rows.shape[2])
-
-
-def _spread(of_mean: Tensor, h: Tensor) -> Tensor:
-    """The cotangent of h from that of its mean over positions, [B, n, filters]."""
-    return (of_mean / (h.shape[2] * h.shape[3]))[:, :, None, None].expand_as(h)
-
-
-def _masked(back: Tensor, one: Passed) -> Tensor:
-    """The cotangent u* [B, m, filters] from that of h = relu(u)."""
-    masked: Tensor = torch.ops.aten.threshold_backward(back, one.output, 0.0)
-    return masked.reshape(one.normal.shape)
-
-
-def _padded(h: Tensor) -> Tensor:
-    """Images [B, n, side, side, c] with a border of zeros, one wide before and as wide behind as strides of 2 reach."""
-    side = h.shape[2]
-    padded = h.new_zeros(*h.shape[:2], side + 2 - (side + 1) % 2, side + 2 - (side + 1) % 2, h.shape[4])
-    padded[:, :, 1 : side + 1, 1 : side + 1] = h
-    return padded
-
-
-def _patches(padded: Tensor) -> Tensor:
-    """The 3x3 patches in steps of 2 of padded images [B, n, side, side, c]: [B, m, 9 c]."""
-    patches = padded.unfold(2, 3, 2).unfold(3, 3, 2).movedim(4, 6)
-    return patches.reshape(len(padded), -1, 9 * padded.shape[4])
-
-
-def _scattered(patches: Tensor, one: Passed) -> Tensor:
-    """The transpose of patching: what every pixel [B, n, side, side, c] gets from the patches [B, m, 9 c] it is in.
-
-    A pixel's row is the middle row of one patch (even rows), or the last of one and the first of the next; so columns.
+    Vectors over the m positions may be held by coefficients: the sum of share * dual(a) * b is mean(a b).
     """
-    half = one.output.shape[2]
-    p = patches.view(*one.output.shape[:4], 3, 3, -1)
-    h = p.new_empty(*p.shape[:2], half, 2, half, 2, p.shape[6])
-    h.copy_(p[..., 1:, 1:, :].transpose(3, 4))
-    h[:, :, :, :, :-1, 1] += p[:, :, :, 1:, 1:, 0].transpose(3, 4)
-    h[:, :, :-1, 1] += p[:, :, 1:, :, 0, 1:]
-    h[:, :, :-1, 1, :-1, 1] += p[:, :, 1:, 1:, 0, 0]
-    return h.view(*p.shape[:2], 2 * half, 2 * half, -1)[:, :, : one.side, : one.side]
+
+    weights: Weights
+    share: float
+    patches: Tensor
+    normal: Tensor
+    inverse: Tensor
+    output: Tensor
+
+    @abstractmethod
+    def dual(self, a: Tensor) -> Tensor:
+        """What makes means with a vector a, but for the factor `share`."""
+
+    @abstractmethod
+    def raw(self, cotangent: Tensor) -> Tensor:
+        """A cotangent u* [B, m, filters] less its mean, as far as products with vectors of this block see it."""
+
+    @abstractmethod
+    def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
+        """How u moves, [B, m, filters], where n moves by `normal`."""
+
+    def masked(self, moved: Tensor) -> Tensor:
+        """What is left of a tangent of u, or of a cotangent of h, by the ReLU: [B, n, side, side, filters]."""
+        masked: Tensor = torch.ops.aten.threshold_backward(moved.reshape(self.output.shape), self.output, 0.0)
+        return masked
+
+    def pull(self, back: Tensor) -> tuple[Tensor, Tensor, Pulled]:
+        """z* and the gradient in the shift from the cotangent of h, and what `curve` goes on from."""
+        u = self.masked(back).flatten(1, 3)
+        raw = self.raw(u)
+        scale = (self.normal * raw).sum(1, keepdim=True)
+        e = torch.addcmul(raw, self.dual(self.normal), scale, value=-self.share)
+        return e * (self.inverse * self.weights.scale), u.sum(1, keepdim=True), Pulled(raw, e, scale)
+
+    def push(self, along: Weights, z: Tensor, patches: Tensor | None) -> tuple[Tensor, Moved]:
+        """How h moves where z less its mean moves by z."""
+        slope = (self.dual(self.normal) * z).sum(1, keepdim=True) * self.share
+        normal = torch.addcmul(z, self.normal, slope, value=-1).mul_(self.inverse)
+        return self.masked(self.preactivation(along, normal)), Moved(patches, normal, slope)
+
+    def curve(self, along: Weights, old: Pulled, move: Moved, back: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How z* and the gradients in the scale and the shift move, where the cotangent of h moves by `back`."""
+        n, r, gamma = self.normal, self.inverse, self.weights.scale
+        u = self.masked(back).flatten(1, 3)
+        raw = self.raw(u)
+        scale = (n * raw).sum(1, keepdim=True) + (move.normal * old.raw).sum(1, keepdim=True)
+        e = torch.addcmul(raw, self.dual(n), scale, value=-self.share)
+        e = torch.addcmul(e, self.dual(move.normal), old.scale, value=-self.share)
+        # z* = r gamma e, and r moves by -r^2 mean(n dz)
+        z = torch.addcmul(e.mul_(r * gamma), old.centred, r * (along.scale - gamma * r * move.slope))
+        return z, scale, u.sum(1, keepdim=True)
+
+
+class First(Block):
+    """The first block, of images [B, n, side, side, c]; z, n and e are coefficients [B, 9 c, filters]."""
+
+    share = 1.0
+
+    def __init__(self, weights: Weights, inputs: Tensor) -> None:
+        P = patches(inputs)
+        self.weights, self.patches = weights, P.sub_(P.mean(1, keepdim=True))
+        self._covariance = self.patches.mT @ self.patches / P.shape[1]
+        variance = (weights.kernel * (self._covariance @ weights.kernel)).sum(1, keepdim=True)
+        self.inverse = variance.add(EPSILON).rsqrt()
+        self.normal = self.inverse * weights.kernel
+        u = torch.baddbmm(weights.shift, self.patches, self.normal * weights.scale)
+        self.output = images(u.relu_(), inputs.shape[1])
+
+    def dual(self, a: Tensor) -> Tensor:
+        """`C a`."""
+        return self._covariance @ a
+
+    def raw(self, cotangent: Tensor) -> Tensor:
+        """`Q' u*`."""
+        return self.patches.mT @ cotangent
+
+    def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
+        """By one product."""
+        moved = torch.addcmul(self.normal * along.scale, normal, self.weights.scale)
+        return torch.baddbmm(along.shift, self.patches, moved)
+
+
+class Inner(Block):
+    """A block on the output [B, n, side, side, c] of another; z, n and e are [B, m, filters]."""
+
+    def __init__(self, weights: Weights, inputs: Tensor) -> None:
+        self.weights, self.patches, self.side = weights, patches(inputs), inputs.shape[2]
+        self.share = 1.0 / self.patches.shape[1]
+        z = self.raw(self.patches @ weights.kernel)
+        self.inverse = z.square().mean(1, keepdim=True).add(EPSILON).rsqrt()
+        self.normal = z.mul_(self.inverse)
+        u = torch.addcmul(weights.shift, self.normal, weights.scale)
+        self.output = images(u.relu_(), inputs.shape[1])
+
+    def dual(self, a: Tensor) -> Tensor:
+        """Itself."""
+        return a
+
+    def raw(self, cotangent: Tensor) -> Tensor:
+        """Less the mean."""
+        return cotangent - cotangent.mean(1, keepdim=True)
+
+    def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
+        """Value by value."""
+        return torch.addcmul(torch.addcmul(along.shift, self.normal, along.scale), normal, self.weights.scale)
+
+    def scattered(self, patches: Tensor) -> Tensor:
+        """The cotangent of the input from that of its patches."""
+        return scattered(patches, self.output.shape[1], self.side)
+
+
+class Body:
+    """One pass of all blocks; feature: the mean over positions [B, n, filters] of the last one's output."""
+
+    def __init__(self, weights: Sequence[Weights], inputs: Tensor) -> None:
+        self.first, self.inner = First(weights[0], inputs), list[Inner]()
+        last: Block = self.first
+        for each in weights[1:]:
+            last = Inner(each, last.output)
+            self.inner.append(last)
+        self.last, self.feature = last.output, last.output.mean((2, 3))
+
+    def pull(self, cotangent: Tensor) -> tuple[list[Tensor], list[Pulled]]:
+        """The gradient of <feature, cotangent> in the parameters, part by part, and what `curve` goes on from."""
+        back, found, kept = spread(cotangent, self.last), list[Tensor](), list[Pulled]()
+        for block in reversed(self.inner):
+            z, shift, one = block.pull(back)
+            found[:0], kept[:0] = (block.patches.mT @ z, one.scale, shift), [one]
+            back = block.scattered(z @ block.weights.kernel.mT)
+        z, shift, one = self.first.pull(back)
+        return [z, one.scale, shift, *found], [one, *kept]
+
+    def push(self, along: Sequence[Weights]) -> tuple[Tensor, list[Moved]]:
+        """How the feature moves along a direction in the parameters, and what `curve` goes on from."""
+        h, one = self.first.push(along[0], along[0].kernel, None)
+        kept = [one]
+        for block, each in zip(self.inner, along[1:], strict=True):
+            moved = patches(h)
+            z = torch.baddbmm(block.patches @ each.kernel, moved, block.weights.kernel)
+            h, one = block.push(each, block.raw(z), moved)
+            kept.append(one)
+        return h.mean((2, 3)), kept
+
+    def curve(
+        self, along: Sequence[Weights], pulled: Sequence[Pulled], moves: Sequence[Moved], cotangent: Tensor
+    ) -> list[Tensor]:
+        """How the gradient moves along the direction, where its cotangent moves by another one."""
+        back, found = spread(cotangent, self.last), list[Tensor]()
+        for block, each, old, move in reversed(list(zip(self.inner, along[1:], pulled[1:], moves[1:], strict=True))):
+            dz, scale, shift = block.curve(each, old, move, back)
+            z = old.centred * (block.inverse * block.weights.scale)
+            assert move.patches is not None  # its input moves
+            found[:0] = (torch.baddbmm(block.patches.mT @ dz, move.patches.mT, z), scale, shift)
+            back = block.scattered(torch.baddbmm(dz @ block.weights.kernel.mT, z, each.kernel.mT))
+        return [*self.first.curve(along[0], pulled[0], moves[0], back), *found]

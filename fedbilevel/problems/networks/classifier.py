@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedbilevel.derivatives import Expansion
-from fedbilevel.problems.networks import blocks, softmax
+from fedbilevel.problems.networks import softmax
+from fedbilevel.problems.networks.blocks import Body
 from fedbilevel.problems.networks.convolutions import Convolutions
 
 Labelled = dict[str, Tensor]
@@ -59,22 +60,23 @@ class Classifier:
 
     def _expansion(self, y: Tensor, inputs: Tensor, label: Tensor, weights: Tensor) -> Expansion:
         network, body = self.network, self.network.body
-        of, head = network.blocks(y), y[:, body:]
+        passed, head = Body(network.blocks(y), network.images(inputs, 2)), y[:, body:]
         weight = head[:, : -network.outputs].unflatten(1, (network.outputs, network.width))
-        feature, passed = blocks.forward(of, network.images(inputs, 2))
+        feature = passed.feature
         p = torch.softmax(softmax.logits(head, feature, network.outputs), -2)
         each = weights.unsqueeze(-2)
         residual = (p - softmax.onehot(label, network.outputs, p.dtype).mT) * each
-        found, pulled = blocks.pull(of, passed, residual.mT @ weight)
+        found, pulled = passed.pull(residual.mT @ weight)
 
         def product(v: Tensor) -> Tensor:
             along, moving = network.blocks(v), v[:, body:]
-            moved, moves = blocks.push(of, along, passed)
+            moved, moves = passed.push(along)
             du = softmax.logits(moving, feature, network.outputs) + weight @ moved.mT
             dr = softmax.curved(p, du) * each
             by_head = moving[:, : -network.outputs].unflatten(1, (network.outputs, network.width))
-            curved = blocks.curve(of, along, passed, pulled, moves, dr.mT @ weight + residual.mT @ by_head)
+            curved = passed.curve(along, pulled, moves, dr.mT @ weight + residual.mT @ by_head)
             of_weight = (dr @ feature + residual @ moved).flatten(1)
-            return torch.cat([*curved, of_weight, dr.sum(-1)], 1)
+            return torch.cat([*(part.flatten(1) for part in curved), of_weight, dr.sum(-1)], 1)
 
-        return Expansion(torch.cat([*found, softmax.gradient(residual, feature)], 1), product)
+        of_body = (part.flatten(1) for part in found)
+        return Expansion(torch.cat([*of_body, softmax.gradient(residual, feature)], 1), product)
