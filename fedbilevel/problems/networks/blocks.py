@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedbilevel.problems.networks.patches import images, patches, scattered, spread
+from fedbilevel.problems.networks.strided import Strided, images, patches, spread
 
 EPSILON = 1e-5
 
@@ -49,14 +49,13 @@ class Moved(NamedTuple):
 
 
 class Block(ABC):
-    """One pass of a block: its patches, n, r [B, 1, filters], and output h [B, n, side, side, filters].
+    """One pass of a block: n, r [B, 1, filters], and output h [B, n, side, side, filters].
 
     Vectors over the m positions may be held by coefficients: the sum of share * dual(a) * b is mean(a b).
     """
 
     weights: Weights
     share: float
-    patches: Tensor
     normal: Tensor
     inverse: Tensor
     output: Tensor
@@ -138,9 +137,9 @@ class Inner(Block):
     """A block on the output [B, n, side, side, c] of another; z, n and e are [B, m, filters]."""
 
     def __init__(self, weights: Weights, inputs: Tensor) -> None:
-        self.weights, self.patches, self.side = weights, patches(inputs), inputs.shape[2]
-        self.share = 1.0 / self.patches.shape[1]
-        z = self.raw(self.patches @ weights.kernel)
+        self.weights, self.convolution = weights, Strided(inputs)
+        z = self.raw(self.convolution(weights.kernel))
+        self.share = 1.0 / z.shape[1]
         self.inverse = z.square().mean(1, keepdim=True).add(EPSILON).rsqrt()
         self.normal = z.mul_(self.inverse)
         u = torch.addcmul(weights.shift, self.normal, weights.scale)
@@ -157,10 +156,6 @@ class Inner(Block):
     def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
         """Value by value."""
         return torch.addcmul(torch.addcmul(along.shift, self.normal, along.scale), normal, self.weights.scale)
-
-    def scattered(self, patches: Tensor) -> Tensor:
-        """The cotangent of the input from that of its patches."""
-        return scattered(patches, self.output.shape[1], self.side)
 
 
 class Body:
@@ -179,8 +174,8 @@ class Body:
         back, found, kept = spread(cotangent, self.last), list[Tensor](), list[Pulled]()
         for block in reversed(self.inner):
             z, shift, one = block.pull(back)
-            found[:0], kept[:0] = (block.patches.mT @ z, one.scale, shift), [one]
-            back = block.scattered(z @ block.weights.kernel.mT)
+            kernel, back = block.convolution.pull(z, block.weights.kernel)
+            found[:0], kept[:0] = (kernel, one.scale, shift), [one]
         z, shift, one = self.first.pull(back)
         return [z, one.scale, shift, *found], [one, *kept]
 
@@ -190,7 +185,7 @@ class Body:
         kept = [one]
         for block, each in zip(self.inner, along[1:], strict=True):
             moved = patches(h)
-            z = torch.baddbmm(block.patches @ each.kernel, moved, block.weights.kernel)
+            z = torch.baddbmm(block.convolution(each.kernel), moved, block.weights.kernel)
             h, one = block.push(each, block.raw(z), moved)
             kept.append(one)
         return h.mean((2, 3)), kept
@@ -204,6 +199,7 @@ class Body:
             dz, scale, shift = block.curve(each, old, move, back)
             z = old.centred * (block.inverse * block.weights.scale)
             assert move.patches is not None  # its input moves
-            found[:0] = (torch.baddbmm(block.patches.mT @ dz, move.patches.mT, z), scale, shift)
-            back = block.scattered(torch.baddbmm(dz @ block.weights.kernel.mT, z, each.kernel.mT))
+            of = block.convolution
+            found[:0] = (torch.baddbmm(of.patches.mT @ dz, move.patches.mT, z), scale, shift)
+            back = of.scattered(torch.baddbmm(dz @ block.weights.kernel.mT, z, each.kernel.mT))
         return [*self.first.curve(along[0], pulled[0], moves[0], back), *found]
