@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +17,9 @@ from fedbilevel.figures.figure import draw, hold_drawable, main_column
 from fedbilevel.figures.profile import draw_profiles
 from fedbilevel.page.write import Contents
 from fedbilevel.report import RunDirectory
-from fedbilevel.report.directory import figures
+from fedbilevel.report.directory import draw_conditions, figures
 from fedbilevel.results import summarise, write_summary
+from fedbilevel.results.crossing import crossing
 from fedbilevel.results.ending import Ends, ends_of
 from fedbilevel.results.files import csv_text
 from fedbilevel.results.history import Row
@@ -55,7 +56,8 @@ def print_unseen(console: Console, rows: Sequence[Row]) -> None:
 
 def print_crossed(console: Console, rows: Sequence[Row], config: Config) -> None:
     """Print where the runs ended under each condition; nothing for a config of one."""
-    sheet = crossed(rows, config.algorithms)
+    planned = [(label, seed) for label in config.algorithms for seed in config.run.seeds]
+    sheet = crossed(rows, config.algorithms, ends_of(config.run.ending, rows, planned))
     if sheet is not None:
         say(console, "")
         print_sheets(console, [sheet])
@@ -91,7 +93,7 @@ class Gathered:
 
     bases: which algorithm of which directory a label stands for. configs, environments: the text of each directory's
     config, and what it was run on where that is known, by the directory's name. crossed: where the runs of each
-    directory ended under several conditions.
+    directory ended under several conditions. algorithms: the config's, of a single directory.
     """
 
     rows: list[Row]
@@ -103,6 +105,7 @@ class Gathered:
     configs: Mapping[str, str]
     environments: Mapping[str, Mapping[str, object] | None]
     crossed: Sequence[Sheet] = ()
+    algorithms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def report(
@@ -152,7 +155,9 @@ def report(
                 log_x=looks.log_x,
                 log_y=looks.log_y,
                 ends=found.ends,
+                crossing=crossing(found.algorithms),
             )
+        draw_conditions(found.rows, place, found.title, found.algorithms, found.ends)
         contents = Contents(
             *(found.title, found.rows, found.targets, found.ends),
             results=[*results(summary, found.rows), *found.crossed],
@@ -225,6 +230,7 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
     bases: dict[str, tuple[str, Path]] = {}
     broken_off: set[tuple[str, object]] = set()
     early: set[tuple[str, object]] = set()
+    tables = []
     for folder, name, config, history in zip(folders, names, configs, histories, strict=True):
         labels = {label: f"{label} ({name})" if users[label] > 1 else label for label in runs(history)}
         bases |= {own: (label, folder) for label, own in labels.items()}
@@ -233,15 +239,16 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
         ends, lost = ends_of(config.run.ending, history, planned), f" ({name})" if len(folders) > 1 else ""
         broken_off |= {(labels.get(label, label + lost), seed) for label, seed in ends.broken_off}
         early |= {(labels[label], seed) for label, seed in ends.early}
+        tables.append(crossed(history, config.algorithms, ends))
     targets = _targets(configs)
     titles = dict.fromkeys(config.title for config in configs)
     trials = _trials(dict(zip(folders, configs, strict=True)), names, rows, bases)
     texts = {name: directory.config_text() for name, directory in zip(names, opened, strict=True)}
     machines = {name: directory.environment() for name, directory in zip(names, opened, strict=True)}
     ended = Ends(frozenset(broken_off), frozenset(early))
-    tables = [crossed(history, config.algorithms) for config, history in zip(configs, histories, strict=True)]
     under = [sheet for sheet in tables if sheet is not None]
-    return Gathered(rows, bases, ended, targets, ", ".join(titles), trials, texts, machines, under)
+    own = configs[0].algorithms if len(folders) == 1 else {}
+    return Gathered(rows, bases, ended, targets, ", ".join(titles), trials, texts, machines, under, own)
 
 
 def _trials(

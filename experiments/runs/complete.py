@@ -44,7 +44,9 @@ def complete(experiment: Experiment, loggers: Mapping[str, Backend], *, restore:
         if not experiment.pending():
             say(console, f"{directory.path}: every run is finished")
             scratch = directory.path / "checkpoints"
-            if scratch.is_dir() or not directory.is_finished(experiment.history(), config.run.targets):
+            if scratch.is_dir() or not directory.is_finished(
+                experiment.history(), config.run.targets, config.algorithms
+            ):
                 experiment.run()  # it was interrupted at the last step: the summary and the figures may be missing
             return 0
     try:

@@ -77,25 +77,43 @@ def framed(title: str, about: str, lines: int) -> tuple[Figure, Axes]:
     """
     from matplotlib.figure import Figure
 
-    titles = textwrap.wrap(title, 58, break_on_hyphens=False) or [""]
-    abouts = textwrap.wrap(about, 96, break_on_hyphens=False)
-    top = _TOP + 0.22 * (len(titles) - 1) + 0.17 * max(len(abouts) - 1, 0)
+    top = _TOP + head_height(title, about)
     inside = max(_HEIGHT - _BOTTOM - _TOP, 1.06 * _LINE * lines)
     width, height = _WIDTH, _BOTTOM + inside + top
     figure = Figure(figsize=(width, height))
     place = (_LEFT / width, _BOTTOM / height, (width - _LEFT - _RIGHT) / width, inside / height)
     axes = figure.add_axes(place)
-    above: dict[str, Any] = {"transform": axes.transAxes, "ha": "left", "va": "baseline", "parse_math": False}
-    for count, text in enumerate(reversed(abouts)):
-        axes.text(0.0, 1.0 + (0.14 + 0.17 * count) / inside, text, fontsize=9, color=QUIET, **above)
-    base = 0.14 + 0.17 * len(abouts) + 0.1
-    for count, text in enumerate(reversed(titles)):
-        axes.text(0.0, 1.0 + (base + 0.22 * count) / inside, text, fontsize=13, fontweight="bold", **above)
+    head(figure, title, about, _LEFT, _BOTTOM + inside)
     axes.grid(True, color="#e9e9e9", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(length=3, pad=4)
     axes.tick_params(which="minor", length=2, pad=5)  # where they have numbers, these stand in line with the others
     return figure, axes
+
+
+def _wrapped(title: str, about: str, width: float) -> tuple[list[str], list[str]]:
+    """Title and what is below it, in lines that fit a figure of this width in inches."""
+    titles = textwrap.wrap(title, round(58 * width / _WIDTH), break_on_hyphens=False) or [""]
+    return titles, textwrap.wrap(about, round(96 * width / _WIDTH), break_on_hyphens=False)
+
+
+def head_height(title: str, about: str, width: float = _WIDTH) -> float:
+    """How many inches a head needs beyond that of one line each."""
+    titles, abouts = _wrapped(title, about, width)
+    return 0.22 * (len(titles) - 1) + 0.17 * max(len(abouts) - 1, 0)
+
+
+def head(figure: Figure, title: str, about: str, left: float, base: float) -> None:
+    """Write the title, and `about` small below it, above a height of the figure; both places in inches."""
+    width, height = figure.get_size_inches()
+    titles, abouts = _wrapped(title, about, width)
+    drawn: dict[str, Any] = {"ha": "left", "va": "baseline", "parse_math": False}
+    for count, text in enumerate(reversed(abouts)):
+        place = base + 0.14 + 0.17 * count
+        figure.text(left / width, place / height, text, fontsize=9, color=QUIET, **drawn)
+    for count, text in enumerate(reversed(titles)):
+        place = base + 0.24 + 0.17 * len(abouts) + 0.22 * count
+        figure.text(left / width, place / height, text, fontsize=13, fontweight="bold", **drawn)
 
 
 def name_lines(axes: Axes, names: Sequence[Name]) -> None:

@@ -13,8 +13,11 @@ from fedbilevel.errors import BadInput
 from fedbilevel.figures.canvas import KINDS
 from fedbilevel.figures.curves import XAxis
 from fedbilevel.figures.figure import draw, main_column, stem
+from fedbilevel.figures.grid import STEM, draw_grid
+from fedbilevel.figures.panels import panels
 from fedbilevel.machine.environment import environment, read_environment, write_environment
 from fedbilevel.page.write import PAGE, Contents, write_page
+from fedbilevel.results.crossing import crossing
 from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
@@ -168,10 +171,12 @@ class RunDirectory:
                 x_axis=x_axis,
                 column=column,
                 ends=ends,
+                crossing=crossing(algorithms or {}),
             )
+        draw_conditions(rows, self.path, title, algorithms or {}, ends)
         if not self.environment_path.is_file():  # else the run was taken up again, perhaps elsewhere
             write_environment(self.environment_path, environment())
-        under = crossed(rows, algorithms or {})
+        under = crossed(rows, algorithms or {}, ends)
         tables = [*results(summary, rows), *([under] if under else [])]
         self.write_page(Contents(title, rows, targets, ends, tables, judged_sheets(judged)))
         return summary
@@ -202,9 +207,16 @@ class RunDirectory:
         """What the run was made on; None where that is not known."""
         return read_environment(self.environment_path)
 
-    def is_finished(self, rows: Sequence[Row], targets: Targets = None) -> bool:
+    def is_finished(
+        self,
+        rows: Sequence[Row],
+        targets: Targets = None,
+        algorithms: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> bool:
         """Whether everything is there that `finish` writes."""
         files = [self.path / f"{stem(*each)}.{kind}" for each in figures(rows, targets) for kind in KINDS]
+        if has_grid(rows, algorithms or {}):
+            files += [self.path / f"{STEM}.{kind}" for kind in KINDS]
         if comparable(rows, targets):
             files.append(self.statistics_path)
         return all(file.is_file() for file in (self.summary_path, self.page_path, *files))
@@ -220,3 +232,19 @@ def figures(rows: Sequence[Row], targets: Targets = None) -> list[tuple[XAxis, s
     main = main_column(rows)
     more = measured(rows, dict.fromkeys(target.column for target in resolve_targets(rows, targets)))
     return [("rounds", main), ("bytes", main), *(("rounds", column) for column in more if column != main)]
+
+
+def has_grid(rows: Sequence[Row], algorithms: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a run's ends are drawn as maps: under several conditions of several tables, or too many for panels."""
+    under = crossing(algorithms)
+    return bool(rows) and under is not None and (len(under.factors) > 1 or panels(under) is None)
+
+
+def draw_conditions(
+    rows: Sequence[Row], folder: Path, title: str, algorithms: Mapping[str, Mapping[str, Any]], ends: Ends = WHOLE
+) -> list[Path]:
+    """Write the maps of a run that has some, and return their paths."""
+    under = crossing(algorithms)
+    if under is None or not has_grid(rows, algorithms):
+        return []
+    return draw_grid(rows, folder, title=title, crossing=under, column=main_column(rows), ends=ends)

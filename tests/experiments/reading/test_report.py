@@ -12,7 +12,7 @@ from rich.console import Console
 from experiments.cli import main
 from experiments.reading.report import compared, print_unseen
 from fedbilevel.results import read_history, summarise, write_history
-from tests.console import config, refused, rows, tree
+from tests.console import QUADRATIC, config, refused, rows, tree
 from tests.fedbilevel.results.rows import run
 
 TWO = ["--set", 'algorithms={joint = {}, mine = {algorithm = "aggitd"}}', "--set", "options={}"]
@@ -268,3 +268,27 @@ def test_measures_on_unseen_tasks_are_shown_for_methods_that_have_them():
     curves = shown([row("one", 0, 2, test_loss=0.3, metric_test_interval=0.1, metric_uncertainty_spearman=0.4)])
     assert curves[1][:3] == ["algorithm", "test", "loss"]
     assert curves[2] == ["one", "0.3000", "±", "0.1000", "0.400"]
+
+
+# ---- several conditions
+
+
+def test_a_report_of_crossed_runs_draws_their_map_and_none_of_several_directories(capsys):
+    crossed = (
+        QUADRATIC
+        + """
+[cross]
+systems.dropout = [0.0, 0.3]
+aggregation = [{ rule = "mean" }, { rule = "median" }]
+"""
+    )
+    assert main(["run", config(crossed), "--out", "a"]) == 0
+    before = Path("a/conditions.svg").read_bytes()
+    for kind in ("png", "svg", "pdf"):
+        Path(f"a/conditions.{kind}").unlink()
+    assert main(["report", "a"]) == 0
+    assert Path("a/conditions.svg").read_bytes() == before
+    assert "worst" in capsys.readouterr().out
+    assert main(["run", config(), "--out", "b"]) == 0
+    assert main(["report", "a", "b", "--out", "both"]) == 0
+    assert not list(Path("both").glob("conditions.*"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedbilevel.config.cross import expanded
 from fedbilevel.errors import BadInput
 from fedbilevel.report import RunDirectory
 from fedbilevel.results.targets import Target
@@ -132,3 +133,19 @@ def test_before_the_first_evaluation_there_is_nothing_to_draw(tmp_path):
     assert made.finish([], "Digits", [0.5]) == []
     assert {p.name for p in made.path.iterdir()} == {"summary.csv", "environment.toml", "report.html"}
     assert made.is_finished([])
+
+
+def test_several_conditions_of_several_tables_are_drawn_as_a_map_too(tmp_path):
+    cross = {"systems": {"dropout": [0.0, 0.3]}, "aggregation": [{"rule": "mean"}, {"rule": "median"}]}
+    for name, table in (("two", cross), ("one", {"systems": cross["systems"]})):
+        algorithms = expanded({"algorithms": {"a": {}, "b": {}}, "cross": table})["algorithms"]
+        rows = [row(label, 0, turn, loss=1.0 / (1 + turn)) for label in algorithms for turn in range(3)]
+        made = RunDirectory.create(tmp_path / name)
+        made.finish(rows, "Crossed", algorithms=algorithms)
+        maps = {path.name for path in made.path.glob("conditions.*")}
+        assert maps == ({f"conditions.{kind}" for kind in ("png", "svg", "pdf")} if name == "two" else set())
+        assert made.is_finished(rows, None, algorithms)
+        for path in made.path.glob("conditions.svg"):
+            path.unlink()
+            assert not made.is_finished(rows, None, algorithms)
+            assert made.is_finished(rows)
