@@ -65,9 +65,13 @@ def uniform(seed: int, clients: NDArray[np.int64], round: int, purpose: str, siz
 
 
 def normal(seed: int, clients: NDArray[np.int64], round: int, purpose: str) -> NDArray[np.float64]:
-    """One standard normal number for each client, shape [clients] (Box and Muller, 1958)."""
-    u = uniform(seed, clients, round, purpose, 2)
-    return np.asarray(np.sqrt(-2.0 * np.log1p(-u[:, 0])) * np.cos(2.0 * np.pi * u[:, 1]), dtype=np.float64)
+    """One standard normal number for each client, shape [clients]."""
+    return normal_of(uniform(seed, clients, round, purpose, 2))
+
+
+def normal_of(u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One standard normal number [...] of two uniform ones in [0, 1) each, [..., 2] (Box and Muller, 1958)."""
+    return np.asarray(np.sqrt(-2.0 * np.log1p(-u[..., 0])) * np.cos(2.0 * np.pi * u[..., 1]), dtype=np.float64)
 
 
 def permutations(

@@ -1,7 +1,7 @@
 """How characters are dealt to clients for few-shot learning, and the draw of N-way K-shot tasks.
 
 A client owns whole *units* where it can, a unit being an alphabet turned by 0, 90, 180 or 270 degrees: a turned
-character is a class of its own (Santoro et al., ICML 2016). Alphabets that are held out are turned for nobody.
+character is a class of its own (Santoro et al., ICML 2016). Alphabets that are held out are nobody's.
 """
 
 from __future__ import annotations
@@ -97,13 +97,14 @@ def deal(
     unseen: float,
     mixed: bool,
     rotations: int,
+    test_turns: int = 0,
     side: int | None,
 ) -> tuple[Pools, Episodes]:
     """Split a collection of characters over clients and what is held out for testing.
 
     unseen: the share of the alphabets that is held out; mixed: they are one pool, not one pool each; rotations: how
-    many of the four turns the clients' alphabets take; side: of the images, which shrink by averaging (default: their
-    own).
+    many of the four turns the clients' alphabets take; test_turns: by how many quarter turns those held out are turned;
+    side: of the images, which shrink by averaging (default: their own).
 
     Raises:
         BadInput: `problem.ways`, `problem.shots` or `problem.clients` asks for more than there is.
@@ -120,7 +121,7 @@ def deal(
     test = held_out(characters.names, unseen)
     members = {a: np.flatnonzero(alphabet == a).tolist() for a in np.unique(alphabet).tolist()}
     units = [[(c, turns) for c in members[a]] for turns in range(rotations) for a in members if a not in test]
-    testing = [[(c, 0) for c in members[a]] for a in test]
+    testing = [[(c, test_turns) for c in members[a]] for a in test]
     testing = [[each for own in testing for each in own]] if mixed else testing
     most = sum(map(len, units)) // ways
     owned = dealt(units, max(1, min(clients, most)))

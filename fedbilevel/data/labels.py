@@ -54,7 +54,16 @@ def with_wrong_labels(level: Ragged, shares: NDArray[np.float64], classes: int, 
     rows = torch.from_numpy((level.offsets[:-1, None] + order)[chosen])
     draws = randomness.uniform(seed, clients, 0, "wrong classes", order.shape[1])[chosen]
     label = level.values["label"].clone()
-    label[rows] = (label[rows] + 1 + torch.from_numpy((draws * (classes - 1)).astype(np.int64))) % classes
+    label[rows] = another_class(label[rows], torch.from_numpy(draws), classes)
     wrong = torch.zeros(len(label), dtype=torch.bool)
     wrong[rows] = True
     return label, wrong
+
+
+def another_class(label: Tensor, draws: Tensor, classes: int) -> Tensor:
+    """Labels [...] that are wrong, each of the other classes alike, by uniform numbers [...] in [0, 1).
+
+    >>> another_class(torch.tensor([0, 0, 2]), torch.tensor([0.1, 0.9, 0.1]), 3).tolist()
+    [1, 2, 0]
+    """
+    return (label + 1 + (draws * (classes - 1)).long()) % classes

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from fedbilevel.data.characters import load_characters
 from fedbilevel.data.episodes import deal
+from fedbilevel.data.labels import another_class
 from fedbilevel.errors import BadInput
 from fedbilevel.machine.memory import require
 from fedbilevel.problem import ClientData, Examples, Ragged
@@ -44,6 +45,11 @@ class FewShot:
         protocol; otherwise from one of them, as those of a client are, which is harder.
     rotations
         How many of the turns by 0, 90, 180 and 270 degrees make classes of the clients' characters.
+    test_turns
+        By how many quarter turns the classes for testing are turned.
+    noise
+        The share of the labels of support sets that are wrong: each of them is so by this chance. Queries have theirs
+        right.
     side
         Of the images, which shrink by averaging; default: their own.
     network
@@ -68,6 +74,8 @@ class FewShot:
         unseen: float = 0.375,
         mixed: bool = True,
         rotations: int = 4,
+        test_turns: int = 0,
+        noise: float = 0.0,
         side: int | None = None,
         network: Literal["conv", "mlp"] = "conv",
         filters: int = 32,
@@ -86,6 +94,10 @@ class FewShot:
             raise BadInput("problem.unseen", unseen, "a number between 0 and 1")
         if not 1 <= rotations <= 4:
             raise BadInput("problem.rotations", rotations, "1, 2, 3 or 4 quarter turns")
+        if not 0 <= test_turns <= 3:
+            raise BadInput("problem.test_turns", test_turns, "0, 1, 2 or 3 quarter turns")
+        if not 0 <= noise < 1:
+            raise BadInput("problem.noise", noise, "a number of at least 0 and below 1")
         if len(hidden) == 0 or min(hidden) < 1:
             raise BadInput("problem.hidden", list(hidden), "a list of at least one width of at least 1")
         if seed < 0:
@@ -99,10 +111,13 @@ class FewShot:
             unseen=unseen,
             mixed=mixed,
             rotations=rotations,
+            test_turns=test_turns,
             side=side,
         )
-        self.classes, self.draws = ways, self._episodes.draws
+        self.classes, self._noise = ways, noise
         self.task_sizes = ways * shots, ways * queries
+        # with noise, two more numbers for every label of a support set: whether it is wrong, and what it says then
+        self.draws = self._episodes.draws + (2 * ways * shots if noise else 0)
         self.clients = ClientData(pools.clients, pools.clients)
         self._unseen_input, self._unseen_class = pools.unseen.values["input"], pools.unseen.values["class"]
         self._unseen_offsets, self._seed = pools.unseen.offsets, seed
@@ -127,13 +142,17 @@ class FewShot:
     def _tasks(self, pool: Ragged, numbers: NDArray[np.float64]) -> Tasks:
         images = pool.values["input"]
         sets = []
-        for rows, each in zip(
-            self._episodes.draw(pool, numbers), (self._episodes.shots, self._episodes.queries), strict=True
-        ):
+        drawn = self._episodes.draw(pool, numbers[..., : self._episodes.draws])
+        for rows, each in zip(drawn, (self._episodes.shots, self._episodes.queries), strict=True):
             index = torch.from_numpy(rows.ravel()).to(images.device)
             label = torch.arange(self.classes, device=images.device).repeat_interleave(each)
             found = images.index_select(0, index).view(*rows.shape, *images.shape[1:])
             sets.append({"input": found, "label": label.expand(rows.shape)})
+        if self._noise:
+            wrong, which = numbers[..., self._episodes.draws :].reshape(len(drawn[0]), 2, -1).swapaxes(0, 1)
+            label = sets[0]["label"]
+            other = another_class(label, torch.from_numpy(which).to(label.device), self.classes)
+            sets[0]["label"] = torch.where(torch.from_numpy(wrong < self._noise).to(label.device), other, label)
         return Tasks(sets[0], sets[1])
 
     def tasks(self, held: Ragged, draws: NDArray[np.float64]) -> Tasks:

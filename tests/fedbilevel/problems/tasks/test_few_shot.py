@@ -110,7 +110,34 @@ def test_images_shrink_by_averaging(folder: Path) -> None:
     torch.testing.assert_close(half, nn.functional.avg_pool2d(own.unsqueeze(1), 2).squeeze(1))
 
 
+def test_the_alphabets_held_out_may_be_turned(folder: Path) -> None:
+    upright, turned = small(), small(test_turns=3)
+    assert torch.equal(upright.clients.lower.values["input"], turned.clients.lower.values["input"])
+    one, other = upright.test_tasks(30), turned.test_tasks(30)
+    assert set(read(other.query["input"])[3].ravel()) == {3}
+    torch.testing.assert_close(other.query["input"], torch.rot90(one.query["input"], 3, (2, 3)))
+
+
 # ---- tasks ----
+
+
+def test_noise_makes_labels_of_support_sets_wrong_and_nothing_else(folder: Path) -> None:
+    clean, noisy = small(clients=5), small(clients=5, noise=0.3)
+    drawn = numbers(noisy, 5, 400)
+    one = clean.tasks(clean.clients.lower, drawn[..., : clean.draws])
+    other = noisy.tasks(noisy.clients.lower, drawn)
+    assert torch.equal(one.query["label"], other.query["label"])
+    for part, noised in ((one.support, other.support), (one.query, other.query)):
+        assert torch.equal(part["input"], noised["input"])
+    turned = (other.support["label"] - one.support["label"]) % 5
+    n = turned.numel()  # a label stays with 0.7, and is each of the four others with 0.3 / 4
+    for by, chance in enumerate([0.7, 0.075, 0.075, 0.075, 0.075]):
+        assert abs(int((turned == by).sum()) - chance * n) < 5 * (chance * (1 - chance) * n) ** 0.5
+    wrong = (turned > 0).double().numpy()
+    assert np.abs(np.corrcoef(wrong.T) - np.eye(wrong.shape[1])).max() < 5 / len(wrong) ** 0.5
+    test = noisy.test_tasks(60)
+    assert torch.equal(test.support["label"][:7], noisy.test_tasks(7).support["label"])
+    assert 0.2 < float((test.support["label"] != clean.test_tasks(1).support["label"]).double().mean()) < 0.4
 
 
 @pytest.mark.parametrize("clients", [20, 23, 3])
@@ -210,6 +237,9 @@ def test_a_run_does_not_depend_on_the_number_of_workers() -> None:
         ({"clients": 10**9, "ways": 2}, "problem.clients", "at most 40,"),
         ({"unseen": 1.0}, "problem.unseen", "between 0 and 1"),
         ({"rotations": 5}, "problem.rotations", "quarter turns"),
+        ({"test_turns": 4}, "problem.test_turns", "quarter turns"),
+        ({"noise": 1.0}, "problem.noise", "below 1"),
+        ({"noise": -0.1}, "problem.noise", "at least 0"),
         ({"side": 3}, "problem.side", "1, 2, 4"),
         ({"hidden": [0]}, "problem.hidden", "at least 1"),
         ({"seed": -1}, "problem.seed", "at least 0"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from fedbilevel import simulate
 from fedbilevel.config.build import build
@@ -115,6 +116,42 @@ def test_the_sequence_of_test_tasks_is_fixed_and_over_the_whole_ranges() -> None
     assert phase.max() > 3.0
 
 
+def test_tasks_for_testing_may_come_from_ranges_that_no_client_has() -> None:
+    seen = {"amplitude": [0.1, 3.0], "phase": [0.0, 1.5], "inputs": [-5.0, 2.0]}
+    held_out = {"test_amplitude": [3, 5], "test_phase": [1.5, 3.0], "test_inputs": [2.0, 4.0]}
+    problem = build("sinusoid", {"clients": 6, **seen, **held_out}, data=lambda: pytest.fail("data"), dtype=None)
+    assert isinstance(problem, Sinusoid)
+    numbers = np.random.default_rng(0).random((6, 100, problem.draws))
+    for tasks, (low, high) in (
+        (problem.tasks(problem.clients.lower, numbers), (-5, 2)),
+        (problem.test_tasks(600), (2, 4)),
+    ):
+        t = torch.cat([tasks.support["input"], tasks.query["input"]], 1)
+        assert low <= float(t.min()) < low + 0.1
+        assert high - 0.1 < float(t.max()) <= high
+        amplitude, phase = fitted(tasks)
+        for found, key, test in ((amplitude, "amplitude", "test_amplitude"), (phase, "phase", "test_phase")):
+            least, most = seen[key] if low < 0 else held_out[test]
+            assert least - 1e-6 <= found.min() < least + 0.1
+            assert most - 0.1 < found.max() <= most + 1e-6
+
+
+def test_noise_is_normal_on_every_point_and_changes_nothing_else() -> None:
+    clean, noisy = Sinusoid(clients=4, shots=3, queries=7), Sinusoid(clients=4, shots=3, queries=7, noise=0.3)
+    assert (clean.noise_variance, noisy.noise_variance) == (0, pytest.approx(0.09))
+    numbers = np.random.default_rng(0).random((4, 500, noisy.draws))
+    one = clean.tasks(clean.clients.lower, numbers[..., : clean.draws])
+    other = noisy.tasks(noisy.clients.lower, numbers)
+    again = noisy.test_tasks(40)
+    assert torch.equal(again.query["label"][:7], noisy.test_tasks(7).query["label"])
+    assert torch.equal(one.query["input"], other.query["input"])
+    errors = [(b["label"] - a["label"]).numpy() for a, b in ((one.support, other.support), (one.query, other.query))]
+    assert [each.shape for each in errors] == [(2000, 3), (2000, 7)]
+    whole = np.concatenate(errors, 1) / 0.3
+    assert kstest(whole.ravel(), "norm").pvalue > 0.01
+    assert np.abs(np.corrcoef(whole.T) - np.eye(10)).max() < 5 / 2000**0.5  # a point's noise is its own
+
+
 @pytest.mark.parametrize(
     ("parameters", "key"),
     [
@@ -125,6 +162,14 @@ def test_the_sequence_of_test_tasks_is_fixed_and_over_the_whole_ranges() -> None
         ({"queries": -1}, "problem.queries"),
         ({"hidden": []}, "problem.hidden"),
         ({"activation": "gelu"}, "problem.activation"),
+        ({"noise": -0.1}, "problem.noise"),
+        ({"noise": float("inf")}, "problem.noise"),
+        ({"amplitude": [2.0, 2.0]}, "problem.amplitude"),
+        ({"phase": [1.0, 0.0]}, "problem.phase"),
+        ({"inputs": [0.0, float("inf")]}, "problem.inputs"),
+        ({"test_amplitude": [3.0, 2.0]}, "problem.test_amplitude"),
+        ({"test_phase": [0.0]}, "problem.test_phase"),
+        ({"test_inputs": [0.0, float("nan")]}, "problem.test_inputs"),
         ({"seed": -1}, "problem.seed"),
         ({"clents": 3}, "problem.clents"),
     ],
