@@ -1,7 +1,6 @@
 """Measures of adapted parameters on the query sets of unseen tasks: losses, calibration, and uncertainty against error.
 
-A method with a posterior N(y, diag variance) is judged by its predictive distribution over `SAMPLES` draws of it, the
-same standard normal numbers for every task; any other by the point that it adapted to.
+A method with a posterior is judged by its predictive distribution, any other by the point that it adapted to.
 """
 
 from __future__ import annotations
@@ -11,18 +10,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
 from fedbilevel.measures import auroc
 from fedbilevel.tasks import OwnTests, is_local, is_personal
+from server.kit.predictive import Curves, predict
 
-SAMPLES = 10
 BINS = 15
-NOISE = 0.5
-"""Variance of a label around the curve: the one for which the squared error is a negative log-likelihood but for a
-constant."""
 
 Judged = dict[str, Tensor]
 
@@ -40,35 +35,22 @@ def judge(batch: TaskBatch, adapted: Adapted) -> Judged:
     judged = {"test_loss": adapted.losses(batch, "upper"), "unadapted_loss": batch.losses("upper", batch.x)}
     if problem.kind is None:
         return judged
-    outputs, label = predictions(batch, adapted), batch.examples["upper"]["label"]
-    if problem.kind == "regression":
-        mean, variance = outputs.mean(0), outputs.var(0, correction=0) + NOISE
-        judged["nll"] = 0.5 * ((mean - label).square() / variance + (2 * math.pi * variance).log())
+    predictive = predict(batch, adapted)
+    judged["nll"] = predictive.nll
+    if isinstance(predictive, Curves):
         if adapted.variance is not None:
-            judged |= {"deviation": variance.sqrt(), "error": (mean - label).abs()}
+            error = (predictive.mean - predictive.label).abs()
+            judged |= {"deviation": predictive.variance.sqrt(), "error": error}
         return judged
-    log_p = outputs.log_softmax(-1).logsumexp(0) - math.log(len(outputs))
+    log_p, label = predictive.log_p, predictive.label
     confidence, predicted = log_p.exp().max(-1)
     judged["correct"] = (predicted == label).to(log_p.dtype)
     if is_personal(problem):
         start = Adapted(batch.spread(batch.x)).outputs(batch, "upper")
         judged["unadapted_correct"] = (start.argmax(-1) == label).to(log_p.dtype)
     judged["confidence"] = confidence
-    judged["nll"] = -log_p.gather(-1, label.unsqueeze(-1)).squeeze(-1)
     judged["entropy"] = -(log_p.exp() * log_p).nan_to_num().sum(-1)
     return judged
-
-
-def predictions(batch: TaskBatch, adapted: Adapted) -> Tensor:
-    """Outputs for the query sets, [samples, B, q] or [samples, B, q, classes]; one sample without a posterior."""
-    problem, query = batch.problem, batch.examples["upper"]
-    assert is_local(problem)
-    if adapted.variance is None:
-        return adapted.outputs(batch, "upper").unsqueeze(0)
-    size = (SAMPLES, adapted.y.shape[-1])
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(adapted.y)
-    deviation = adapted.variance.sqrt()
-    return torch.stack([vmap(problem.outputs)(adapted.y + deviation * each, query) for each in noise])
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, float]:
@@ -133,14 +115,20 @@ def _together(judged: Sequence[Judged]) -> Judged:
     return {key: torch.cat([each[key] for each in judged]).double() for key in judged[0]}
 
 
-def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """The mean over predictions [n] of |accuracy - mean confidence| in the prediction's bin; equal bins of (0, 1].
+def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS, weight: Tensor | None = None) -> float:
+    """The mean over predictions [n] of |accuracy - mean confidence| in the prediction's bin (see `bin_of`).
 
-    Ours: scikit-learn's `calibration_curve` gives the bins without their counts, by which they have to be weighed.
+    weight: how often a prediction counts, [n]. Ours: scikit-learn's `calibration_curve` gives the bins without their
+    counts, by which they have to be weighed.
     """
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device).index_add_(0, index, correct - confidence)
-    return float(gap.abs().sum() / len(confidence))
+    each = correct - confidence if weight is None else (correct - confidence) * weight
+    gap = torch.zeros(bins, dtype=each.dtype, device=each.device).index_add_(0, bin_of(confidence, bins), each)
+    return float(gap.abs().sum() / (len(confidence) if weight is None else weight.sum()))
+
+
+def bin_of(confidence: Tensor, bins: int = BINS) -> Tensor:
+    """The bin of each confidence [n], from 0: `bins` equal ones of (0, 1]."""
+    return (confidence * bins).ceil().long().clamp(1, bins) - 1
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

@@ -120,10 +120,10 @@ class Sinusoid:
         """Tasks of curves (amplitude, phase) [B, 2] and uniform numbers [B, n] or, with noise, [B, 3 n]."""
         n = sum(self.task_sizes)
         t = ends[0] + draws[:, :n] * (ends[1] - ends[0])
-        label = curve[:, :1] * np.sin(t + curve[:, 1:])
+        height = curve[:, :1] * np.sin(t + curve[:, 1:])
         if self.noise_variance:
-            label = label + math.sqrt(self.noise_variance) * randomness.normal_of(draws[:, n:].reshape(*t.shape, 2))
-        arrays = t[..., None], label
+            height = height + math.sqrt(self.noise_variance) * randomness.normal_of(draws[:, n:].reshape(*t.shape, 2))
+        arrays = t[..., None], height
         inputs, label = (torch.from_numpy(array).to(self.clients.lower.values["low"]) for array in arrays)
         k = self.shots
         return Tasks({"input": inputs[:, :k], "label": label[:, :k]}, {"input": inputs[:, k:], "label": label[:, k:]})

@@ -15,7 +15,8 @@ from clients.methods.method import Adapted
 from clients.tasks import TaskBatch
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from fedbilevel.tasks import Tasks
-from server.kit.measures import SAMPLES, calibration_error, judge, spearman, summary
+from server.kit.measures import calibration_error, judge, spearman, summary
+from server.kit.predictive import SAMPLES
 
 
 class Table:
