@@ -290,6 +290,34 @@ def memory(
 
 
 @app.command(cls=Command)
+def uncertainty(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The run directory.", autocompletion=values.run_directories)
+    ],
+    tasks: Annotated[int, typer.Option(metavar="N", help="Unseen tasks of each seed.")] = 600,
+    training: Annotated[
+        int, typer.Option(metavar="N", help="Tasks of each client on which temperatures are fitted.")
+    ] = 50,
+    samples: Annotated[int, typer.Option(metavar="N", help="Draws of a posterior.")] = 30,
+    ensembles: Annotated[int, typer.Option(metavar="K", help="Also ensembles of K seeds, without a posterior.")] = 1,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Execute the problem and algorithm files that it names, wherever they are.")
+    ] = False,
+) -> None:
+    """Say how far finished runs can be trusted on unseen tasks: likelihood, calibration, risk against coverage."""
+    from experiments.uncertainty import run_uncertainty
+    from fedbilevel.errors import BadInput
+    from server.uncertainty.study import Study
+
+    for option, value, least in (
+        *(("tasks", tasks, 2), ("training", training, 1), ("samples", samples, 2), ("ensembles", ensembles, 1)),
+    ):
+        if value < least:
+            raise BadInput(f"--{option}", value, f"an integer of at least {least}")
+    run_uncertainty(folder, Study(tasks, training, samples, ensembles), stdout(), trust=trust)
+
+
+@app.command(cls=Command)
 def tune(
     config_file: ConfigFile,
     overrides: Overrides = None,

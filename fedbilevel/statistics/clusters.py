@@ -24,10 +24,6 @@ class Interval:
     low: float
     high: float
 
-    def overlaps(self, other: Interval) -> bool:
-        """Whether two intervals have a number in common."""
-        return self.low <= other.high and other.low <= self.high
-
 
 def clustered(measures: Measures, clusters: NDArray[np.int64], resamples: int = RESAMPLES) -> dict[str, Interval]:
     """Each measure of n tasks with its 95 % interval, where cluster [n] says which seed a task is of.
@@ -51,5 +47,5 @@ def resampled(clusters: NDArray[np.int64], resamples: int) -> NDArray[np.int64]:
     for row in counts:
         for chosen in draw.integers(len(members), size=len(members)):
             own = members[chosen]
-            np.add.at(row, own[draw.integers(len(own), size=len(own))], 1)
+            row[own] += np.bincount(draw.integers(len(own), size=len(own)), minlength=len(own))
     return counts

@@ -59,7 +59,7 @@ class Judged:
 
 
 def judged(loaded: Loaded, study: Study, tell: Callable[[str], None] = lambda text: None) -> list[Judged]:
-    """Every algorithm of a run directory: its runs, and with `members` ensembles of them; plain, and scaled.
+    """Every algorithm of a run directory, plain and scaled: its runs, and without a posterior ensembles of `members`.
 
     Runs of `members` seeds, in their order, are one ensemble, judged on the tasks of the first of these seeds; seeds
     that do not fill one are in none. Raises BadInput for a problem or an algorithm without a predictive distribution,
@@ -71,11 +71,14 @@ def judged(loaded: Loaded, study: Study, tell: Callable[[str], None] = lambda te
         raise BadInput("run directory", f"no model of {', '.join(missing[:3])}", "runs that are done: resume it")
     for label in loaded.config.algorithms:
         own = [job for job in jobs if job.label == label]
-        for members in dict.fromkeys((1, study.members)):
-            groups = [own[k : k + members] for k in range(0, len(own) - members + 1, members)]
-            if groups:
-                tell(label if members == 1 else f"{label}, ensembles of {members}")
-                found += list(_ways(loaded, study, groups))
+        tell(label)
+        singles = list(_ways(loaded, study, [[job] for job in own]))
+        found += singles
+        members = study.members
+        groups = [own[k : k + members] for k in range(0, len(own) - members + 1, members)]
+        if members > 1 and groups and not singles[0].factors:
+            tell(f"{label}, ensembles of {members}")
+            found += _ways(loaded, study, groups)
     return found
 
 

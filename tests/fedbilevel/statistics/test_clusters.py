@@ -37,11 +37,3 @@ def test_where_tasks_of_a_seed_are_alike_only_seeds_count() -> None:
     clusters = np.repeat([0, 1], 30)
     found = clustered(lambda counts: {"x": float(counts @ clusters / counts.sum())}, clusters)["x"]
     assert found == Interval(0.5, 0.0, 1.0)  # both draws are of the same seed half of the time
-
-
-def test_whether_intervals_overlap() -> None:
-    one = Interval(0.5, 0.4, 0.6)
-    assert one.overlaps(Interval(0.8, 0.6, 0.9))
-    assert one.overlaps(Interval(0.5, 0.0, 1.0))
-    assert not one.overlaps(Interval(0.8, 0.7, 0.9))
-    assert not Interval(0.8, 0.7, 0.9).overlaps(one)
