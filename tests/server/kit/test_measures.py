@@ -134,6 +134,14 @@ def test_regression_by_hand() -> None:
     assert not {"test_accuracy", "ece", "uncertainty_auroc", "uncertainty_spearman"} & found.keys()
 
 
+def test_the_noise_of_a_problem_is_the_variance_of_its_labels() -> None:
+    tasks = batch("regression", [[1.5, 0.0]])
+    tasks.problem.noise_variance = 0.09  # type: ignore[attr-defined]  # the table takes anything
+    found = judge(tasks, Adapted(torch.tensor([[1.0, 2.0]], dtype=torch.float64)))["nll"]
+    expected = [-math.log(math.exp(-(e**2) / 0.18) / (2 * math.pi * 0.09) ** 0.5) for e in (0.5, 2.0)]
+    assert found.flatten().tolist() == pytest.approx(expected)
+
+
 def test_a_posterior_of_curves_by_hand() -> None:
     rng = np.random.default_rng(1)
     y, variance, label = (torch.tensor(rng.random((3, 8))) for _ in range(3))
