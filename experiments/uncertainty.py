@@ -93,9 +93,9 @@ def _draw(folder: Path, ways: Mapping[str, Judged], title: str) -> None:
         name: ([x for x, _, share in bins if share >= RARE], [y for _, y, share in bins if share >= RARE])
         for name, bins in ((name, list(reliability(each))) for name, each in scores.items())
     }
-    about = "below the dashed line: too sure; unseen tasks of all seeds together"
+    about = "unseen tasks of all seeds; below the dashed line: too sure"
     if kind == "classification":
-        about += f"; bins with at least {RARE:.0%} of the predictions"
+        about += f"; bins of {100 * RARE:g} % and more"
     draw_reliability(lines, folder, title=title, about=about, of=(said, is_so))
     risks = {
         name: (COVERAGES.tolist(), each.scores.risk_coverage(COVERAGES).tolist())
