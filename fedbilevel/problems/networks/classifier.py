@@ -17,7 +17,7 @@ Labelled = dict[str, Tensor]
 
 
 TOGETHER = 80
-"""About how many images are computed on at one time: what a block makes of them is to stay near the processor."""
+"""About how many images a thread computes on at one time: what a block makes of them is to stay near the processor."""
 
 
 class Classifier:
@@ -51,7 +51,7 @@ class Classifier:
     def _parts(self, y: Tensor, examples: Labelled, weights: Tensor) -> Iterator[Expansion]:
         """Some tasks after others."""
         n = weights.shape[-1]
-        size = max(1, TOGETHER // n)
+        size = max(1, TOGETHER * torch.get_num_threads() // n)
         inputs, label = examples["input"], examples["label"]
         if y.ndim == 1:
             y, inputs, label, weights = y.unsqueeze(0), inputs.unsqueeze(0), label.unsqueeze(0), weights.unsqueeze(0)

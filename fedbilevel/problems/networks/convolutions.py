@@ -23,7 +23,8 @@ class Convolutions(Layered):
     on a query set) and the positions, with a scale and a shift per filter; or there is none, and a bias in its place.
 
     A convolution is a gather of 3x3 patches and a matrix product: with parameters per task that is one batched product
-    for all tasks. A native convolution would be a grouped one, whose second derivative takes a CPU longer.
+    for all tasks. A native convolution would be a grouped one, whose second derivative takes a CPU longer. `Classifier`
+    has the derivatives of many tasks in closed form; what is differentiated here is automatic's, to any order.
 
     shape: of an image, (side, side) or (side, side, channels), where inputs come flat; default: as they come.
     native: take torch's convolution all the same (without normalisation), which with common parameters is faster.
