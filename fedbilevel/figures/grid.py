@@ -130,7 +130,9 @@ def _draw(axes: Axes, each: Map, columns: Sequence[Sequence[str]], shading: Shad
             axes.add_patch(Rectangle((left, r), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.0))
             weight = "bold" if c == last and value == best else "normal"
             text = _shown(value)
-            axes.text(left + 0.5, r + 0.5, text, ha="center", va="center", fontsize=8.5, color=ink, fontweight=weight)
+            axes.text(
+                left + 0.5, r + 0.5, text, ha="center", va="center_baseline", fontsize=8.5, color=ink, fontweight=weight
+            )
     axes.set(xlim=(0, last + 1.14), ylim=(len(each.rows), 0))
     axes.set_yticks(np.arange(len(each.rows)) + 0.5, each.rows)
     middle = [c + 0.5 + (0.14 if c == last else 0.0) for c in range(last + 1)]
