@@ -309,9 +309,8 @@ def uncertainty(
     from fedbilevel.errors import BadInput
     from server.uncertainty.study import Study
 
-    for option, value, least in (
-        *(("tasks", tasks, 2), ("training", training, 1), ("samples", samples, 2), ("ensembles", ensembles, 1)),
-    ):
+    least_of = {"tasks": (tasks, 2), "training": (training, 1), "samples": (samples, 2), "ensembles": (ensembles, 1)}
+    for option, (value, least) in least_of.items():
         if value < least:
             raise BadInput(f"--{option}", value, f"an integer of at least {least}")
     run_uncertainty(folder, Study(tasks, training, samples, ensembles), stdout(), trust=trust)

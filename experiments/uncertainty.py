@@ -14,7 +14,7 @@ from experiments.reading.report import print_files
 from experiments.runs.trust import hold_trusted
 from experiments.terminal import say
 from fedbilevel.figures.predictions import RELIABILITY, RISK_COVERAGE, Lines, draw_reliability, draw_risk_coverage
-from fedbilevel.results.files import csv_text, write_whole
+from fedbilevel.results.files import write_csv
 from fedbilevel.statistics.clusters import clustered
 from fedbilevel.tables.predictions import PREDICTION_COLUMNS, Prediction, prediction_sheet
 from server.running.load import load
@@ -44,10 +44,7 @@ def run_uncertainty(folder: Path, study: Study, console: Console, *, trust: bool
     found = judged(loaded, study, lambda text: say(console, text))
     ways = {_name(each): each for each in found}
     table = [_prediction(name, each) for name, each in ways.items()]
-    write_whole(
-        folder / "uncertainty.csv",
-        csv_text((row for each in table for row in each.lines()), PREDICTION_COLUMNS).encode(),
-    )
+    write_csv(folder / "uncertainty.csv", (row for each in table for row in each.lines()), PREDICTION_COLUMNS)
     _draw(folder, ways, loaded.config.title)
     say(console, "")
     print_sheets(console, [prediction_sheet(table)])
@@ -80,18 +77,18 @@ def _prediction(name: str, of: Judged) -> Prediction:
 
 def _draw(folder: Path, ways: Mapping[str, Judged], title: str) -> None:
     """Both figures, and their numbers as csv."""
-    scores = {name: each.scores for name, each in ways.items()}
-    kind = next(iter(scores.values())).kind
+    kind = next(iter(ways.values())).scores.kind
     said, is_so, risk = WORDS[kind]
+    bins = {name: list(reliability(each.scores)) for name, each in ways.items()}
     rows = [
         {"prediction": name, "said": x, "found": y, "share": share}
-        for name, each in scores.items()
-        for x, y, share in reliability(each)
+        for name, each in bins.items()
+        for x, y, share in each
     ]
-    _write(folder / f"{RELIABILITY}.csv", rows, ("prediction", "said", "found", "share"))
+    write_csv(folder / f"{RELIABILITY}.csv", rows, ("prediction", "said", "found", "share"))
     lines: Lines = {
-        name: ([x for x, _, share in bins if share >= RARE], [y for _, y, share in bins if share >= RARE])
-        for name, bins in ((name, list(reliability(each))) for name, each in scores.items())
+        name: ([x for x, _, share in each if share >= RARE], [y for _, y, share in each if share >= RARE])
+        for name, each in bins.items()
     }
     about = "unseen tasks of all seeds; below the dashed line: too sure"
     if kind == "classification":
@@ -107,7 +104,7 @@ def _draw(folder: Path, ways: Mapping[str, Judged], title: str) -> None:
         for name, (shares, losses) in risks.items()
         for x, y in zip(shares, losses, strict=True)
     ]
-    _write(folder / f"{RISK_COVERAGE}.csv", curve, ("prediction", "coverage", "risk"))
+    write_csv(folder / f"{RISK_COVERAGE}.csv", curve, ("prediction", "coverage", "risk"))
     about = "unseen tasks, mean over seeds; level: doubt that tells nothing"
     draw_risk_coverage(risks, folder, title=title, about=about, risk=risk)
 
@@ -118,7 +115,3 @@ def reliability(scores: Scores) -> Iterable[tuple[float, float, float]]:
         return zip(*(each.tolist() for each in scores.bins()), strict=True)
     covered = scores.coverage(LEVELS, np.ones_like(scores.level))
     return zip(LEVELS.tolist(), covered.tolist(), [1.0] * len(LEVELS), strict=True)
-
-
-def _write(path: Path, rows: list[dict[str, object]], columns: tuple[str, ...]) -> None:
-    write_whole(path, csv_text(rows, columns).encode())

@@ -56,8 +56,7 @@ def print_unseen(console: Console, rows: Sequence[Row]) -> None:
 
 def print_crossed(console: Console, rows: Sequence[Row], config: Config) -> None:
     """Print where the runs ended under each condition; nothing for a config of one."""
-    planned = [(label, seed) for label in config.algorithms for seed in config.run.seeds]
-    sheet = crossed(rows, config.algorithms, ends_of(config.run.ending, rows, planned))
+    sheet = crossed(rows, config.algorithms, _ends(config, rows))
     if sheet is not None:
         say(console, "")
         print_sheets(console, [sheet])
@@ -145,6 +144,7 @@ def report(
     judged, statistics = judgement(found, place)
     if place is not None:
         write_summary(place / "summary.csv", summary)
+        under = crossing(found.algorithms)
         for axis, column in chosen:
             draw(
                 *(found.rows, place),
@@ -155,9 +155,9 @@ def report(
                 log_x=looks.log_x,
                 log_y=looks.log_y,
                 ends=found.ends,
-                crossing=crossing(found.algorithms),
+                crossing=under,
             )
-        draw_conditions(found.rows, place, found.title, found.algorithms, found.ends)
+        draw_conditions(found.rows, place, found.title, under, found.ends)
         contents = Contents(
             *(found.title, found.rows, found.targets, found.ends),
             results=[*results(summary, found.rows), *found.crossed],
@@ -235,8 +235,7 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
         labels = {label: f"{label} ({name})" if users[label] > 1 else label for label in runs(history)}
         bases |= {own: (label, folder) for label, own in labels.items()}
         rows += [row | {"algorithm": labels[str(row["algorithm"])]} for row in history]
-        planned = [(label, seed) for label in config.algorithms for seed in config.run.seeds]
-        ends, lost = ends_of(config.run.ending, history, planned), f" ({name})" if len(folders) > 1 else ""
+        ends, lost = _ends(config, history), f" ({name})" if len(folders) > 1 else ""
         broken_off |= {(labels.get(label, label + lost), seed) for label, seed in ends.broken_off}
         early |= {(labels[label], seed) for label, seed in ends.early}
         tables.append(crossed(history, config.algorithms, ends))
@@ -249,6 +248,12 @@ def gathered(folders: Sequence[Path], anyway: bool = False) -> Gathered:
     under = [sheet for sheet in tables if sheet is not None]
     own = configs[0].algorithms if len(folders) == 1 else {}
     return Gathered(rows, bases, ended, targets, ", ".join(titles), trials, texts, machines, under, own)
+
+
+def _ends(config: Config, rows: Sequence[Row]) -> Ends:
+    """Which of the config's runs have ended before they should have, and which early."""
+    planned = [(label, seed) for label in config.algorithms for seed in config.run.seeds]
+    return ends_of(config.run.ending, rows, planned)
 
 
 def _trials(

@@ -84,11 +84,16 @@ def framed(title: str, about: str, lines: int) -> tuple[Figure, Axes]:
     place = (_LEFT / width, _BOTTOM / height, (width - _LEFT - _RIGHT) / width, inside / height)
     axes = figure.add_axes(place)
     head(figure, title, about, _LEFT, _BOTTOM + inside)
-    axes.grid(True, color="#e9e9e9", linewidth=0.7)
-    axes.set_axisbelow(True)
+    rule(axes)
     axes.tick_params(length=3, pad=4)
     axes.tick_params(which="minor", length=2, pad=5)  # where they have numbers, these stand in line with the others
     return figure, axes
+
+
+def rule(axes: Axes) -> None:
+    """Draw the thin lines of the grid, behind everything."""
+    axes.grid(True, color="#e9e9e9", linewidth=0.7)
+    axes.set_axisbelow(True)
 
 
 def _wrapped(title: str, about: str, width: float) -> tuple[list[str], list[str]]:

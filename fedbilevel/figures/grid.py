@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from fedbilevel.results.targets import HIGHER, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 STEM = "conditions"
@@ -29,6 +31,8 @@ WORST = "worst"
 _CELL, _LINE = (0.72, 0.29), 0.15  # inches
 _RIGHT, _BOTTOM, _TOP, _BETWEEN = 0.12, 0.12, 0.8, 0.5  # inches; between maps there is a name
 _LETTER = 0.079  # inches of one of 8.5 points
+_NAME = 0.3  # inches of a map's name
+_APART = 0.14  # of a cell, before the worst
 _WRAP = 11  # letters of a column's name in a line
 _SHADES = ("#fff7ec", "#fdd49e", "#fc8d59", "#d7301f", "#7f0000")
 """From good to bad: light to dark, in grey too."""
@@ -49,19 +53,18 @@ class Map:
 
 def maps(rows: Sequence[Row], crossing: Crossing, column: str, ends: Ends = WHOLE) -> list[Map]:
     """The map of each algorithm; of one factor alone one map, in which an algorithm is a row."""
-    last, levels = ended(rows, column, ends), crossing.levels(1)
     several = len(crossing.factors) > 1
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for label, (algorithm, first, *others) in crossing.places.items():
+    found: dict[str, dict[str, list[float | None]]] = {}
+    for (algorithm, *others), cells in crossing.cells(ended(rows, column, ends)).items():
         name, row = (algorithm, crossing.named(others)) if several else ("", algorithm)
-        value = last.get(label)
-        found.setdefault(name, {}).setdefault(row, {})[first] = math.nan if value is None else value
+        found.setdefault(name, {})[row] = cells
     worst = np.min if column in HIGHER else np.max  # NaN where one of them is
+    columns = [*(crossing.named([level]) for level in crossing.levels(1)), WORST]
     made = []
     for name, lines in found.items():
-        values = np.array([[line.get(level, math.nan) for level in levels] for line in lines.values()])
+        values = np.array(list(lines.values()), dtype=np.float64)  # NaN for None
         values = np.concatenate([values, worst(values, axis=1, keepdims=True)], axis=1)
-        made.append(Map(name, list(lines), [*(crossing.named([level]) for level in levels), WORST], values))
+        made.append(Map(name, list(lines), columns, values))
     return made
 
 
@@ -95,12 +98,13 @@ def _figure(drawn: Sequence[Map], title: str, said: str, column: str) -> Figure:
     left = 0.2 + _LETTER * max((len(row) for each in drawn for row in each.rows), default=0)
     across = _CELL[0] * len(columns) + 0.1
     width = max(left + across + _RIGHT, 6.0)
+    naming = _NAME if any(each.name for each in drawn) else 0.0
     heights = [_CELL[1] * len(each.rows) for each in drawn]
-    inside = sum(heights) + (above + _BETWEEN) * (len(drawn) - 1) + above + (0.3 if any(m.name for m in drawn) else 0.0)
+    inside = sum(heights) + (above + _BETWEEN) * (len(drawn) - 1) + above + naming
     height = _BOTTOM + inside + _TOP + head_height(title, said, width)
     figure = Figure(figsize=(width, height))
     shading = Shading.of(np.concatenate([each.values.ravel() for each in drawn]), column)
-    low = _BOTTOM + inside - above - (0.3 if any(m.name for m in drawn) else 0.0)
+    low = _BOTTOM + inside - above - naming
     for each, tall in zip(drawn, heights, strict=True):
         low -= tall
         place = (left / width, low / height, across / width, tall / height)
@@ -122,7 +126,7 @@ def _draw(axes: Axes, each: Map, columns: Sequence[Sequence[str]], shading: Shad
     best = min(worst, key=shading.measure, default=math.nan)
     for r, line in enumerate(each.values.tolist()):
         for c, value in enumerate(line):
-            left = c + (0.14 if c == last else 0.0)  # the worst stands apart
+            left = c + (_APART if c == last else 0.0)
             if math.isnan(value):
                 axes.add_patch(Rectangle((left, r), 1, 1, facecolor="white", edgecolor="#dddddd", linewidth=0.6))
                 continue
@@ -133,9 +137,9 @@ def _draw(axes: Axes, each: Map, columns: Sequence[Sequence[str]], shading: Shad
             axes.text(
                 left + 0.5, r + 0.5, text, ha="center", va="center_baseline", fontsize=8.5, color=ink, fontweight=weight
             )
-    axes.set(xlim=(0, last + 1.14), ylim=(len(each.rows), 0))
+    axes.set(xlim=(0, last + 1 + _APART), ylim=(len(each.rows), 0))
     axes.set_yticks(np.arange(len(each.rows)) + 0.5, each.rows)
-    middle = [c + 0.5 + (0.14 if c == last else 0.0) for c in range(last + 1)]
+    middle = [c + 0.5 + (_APART if c == last else 0.0) for c in range(last + 1)]
     axes.set_xticks(middle, ["\n".join(name) for name in columns])
     axes.tick_params(length=0, labelsize=8.5, labeltop=True, labelbottom=False, pad=4, labelcolor=INK)
     for name in (*axes.get_xticklabels(), *axes.get_yticklabels()):
@@ -181,7 +185,12 @@ class Shading:
 
     def colours(self, value: float) -> tuple[Any, str]:
         """Of a cell, and of the number on it."""
-        from matplotlib.colors import LinearSegmentedColormap
-
         share = self.share(value)
-        return LinearSegmentedColormap.from_list("bad", _SHADES)(share), "white" if share > 0.6 else INK
+        return _shades()(share), "white" if share > 0.6 else INK
+
+
+@functools.cache
+def _shades() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("bad", _SHADES)

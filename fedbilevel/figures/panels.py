@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedbilevel.figures.canvas import QUIET, head, head_height
+from fedbilevel.figures.canvas import QUIET, head, head_height, rule
 from fedbilevel.figures.colours import COLOURS, DASHES, Style
 from fedbilevel.figures.curves import Curve, XAxis
 from fedbilevel.figures.lines import about, draw_curve, draw_targets
@@ -142,8 +142,7 @@ def _frame(axes: Axes, panel: Place, width: float) -> None:
     block, name = panel
     text, weight = textwrap.shorten(name, round(width / _LETTER), placeholder="…"), "normal" if block else "bold"
     axes.set_title(text or name[:20], loc="left", fontsize=9, fontweight=weight, pad=5, parse_math=False)
-    axes.grid(True, color="#e9e9e9", linewidth=0.7)
-    axes.set_axisbelow(True)
+    rule(axes)
     axes.tick_params(length=3, pad=3, labelsize=8.5, which="both")
 
 

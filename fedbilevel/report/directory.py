@@ -17,7 +17,7 @@ from fedbilevel.figures.grid import STEM, draw_grid
 from fedbilevel.figures.panels import panels
 from fedbilevel.machine.environment import environment, read_environment, write_environment
 from fedbilevel.page.write import PAGE, Contents, write_page
-from fedbilevel.results.crossing import crossing
+from fedbilevel.results.crossing import Crossing, crossing
 from fedbilevel.results.ending import WHOLE, Ends
 from fedbilevel.results.files import PathLike, write_whole
 from fedbilevel.results.history import Row, read_history, write_history
@@ -163,6 +163,7 @@ class RunDirectory:
         write_summary(self.summary_path, summary)
         judged = judge(rows, targets)
         write_statistics(self.statistics_path, lines(judged))
+        under = crossing(algorithms or {})
         for x_axis, column in figures(rows, targets):
             draw(
                 *(rows, self.path),
@@ -171,13 +172,13 @@ class RunDirectory:
                 x_axis=x_axis,
                 column=column,
                 ends=ends,
-                crossing=crossing(algorithms or {}),
+                crossing=under,
             )
-        draw_conditions(rows, self.path, title, algorithms or {}, ends)
+        draw_conditions(rows, self.path, title, under, ends)
         if not self.environment_path.is_file():  # else the run was taken up again, perhaps elsewhere
             write_environment(self.environment_path, environment())
-        under = crossed(rows, algorithms or {}, ends)
-        tables = [*results(summary, rows), *([under] if under else [])]
+        sheet = crossed(rows, algorithms or {}, ends)
+        tables = [*results(summary, rows), *([sheet] if sheet else [])]
         self.write_page(Contents(title, rows, targets, ends, tables, judged_sheets(judged)))
         return summary
 
@@ -215,7 +216,7 @@ class RunDirectory:
     ) -> bool:
         """Whether everything is there that `finish` writes."""
         files = [self.path / f"{stem(*each)}.{kind}" for each in figures(rows, targets) for kind in KINDS]
-        if has_grid(rows, algorithms or {}):
+        if has_grid(rows, crossing(algorithms or {})):
             files += [self.path / f"{STEM}.{kind}" for kind in KINDS]
         if comparable(rows, targets):
             files.append(self.statistics_path)
@@ -234,17 +235,15 @@ def figures(rows: Sequence[Row], targets: Targets = None) -> list[tuple[XAxis, s
     return [("rounds", main), ("bytes", main), *(("rounds", column) for column in more if column != main)]
 
 
-def has_grid(rows: Sequence[Row], algorithms: Mapping[str, Mapping[str, Any]]) -> bool:
+def has_grid(rows: Sequence[Row], under: Crossing | None) -> bool:
     """Whether a run's ends are drawn as maps: under several conditions of several tables, or too many for panels."""
-    under = crossing(algorithms)
     return bool(rows) and under is not None and (len(under.factors) > 1 or panels(under) is None)
 
 
 def draw_conditions(
-    rows: Sequence[Row], folder: Path, title: str, algorithms: Mapping[str, Mapping[str, Any]], ends: Ends = WHOLE
+    rows: Sequence[Row], folder: Path, title: str, under: Crossing | None, ends: Ends = WHOLE
 ) -> list[Path]:
     """Write the maps of a run that has some, and return their paths."""
-    under = crossing(algorithms)
-    if under is None or not has_grid(rows, algorithms):
+    if under is None or not has_grid(rows, under):
         return []
     return draw_grid(rows, folder, title=title, crossing=under, column=main_column(rows), ends=ends)

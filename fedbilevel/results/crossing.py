@@ -30,6 +30,13 @@ class Crossing:
         """The levels of the factor of this number, counted from 1; of 0 the algorithms."""
         return list(dict.fromkeys(place[factor] for place in self.places.values()))
 
+    def cells(self, found: Mapping[str, float | None]) -> dict[tuple[str, ...], list[float | None]]:
+        """What was found of each label, by its algorithm and the other factors, under each level of the first."""
+        cells: dict[tuple[str, ...], dict[str, float | None]] = {}
+        for label, (algorithm, first, *others) in self.places.items():
+            cells.setdefault((algorithm, *others), {})[first] = found.get(label)
+        return {key: [row.get(level) for level in self.levels(1)] for key, row in cells.items()}
+
     def named(self, levels: Sequence[str]) -> str:
         """Levels of one curve in few words."""
         return "; ".join(self.short.get(level, level) for level in levels)

@@ -64,6 +64,11 @@ def csv_text(rows: Iterable[Mapping[str, object]], columns: Iterable[str]) -> st
     return text.getvalue()
 
 
+def write_csv(path: PathLike, rows: Iterable[Mapping[str, object]], columns: Iterable[str]) -> None:
+    """Write `csv_text` whole or not at all. Raises BadInput as `write_whole` does."""
+    write_whole(path, csv_text(rows, columns).encode())
+
+
 def file_name(run: str) -> str:
     """A run's name as a file's: readable, or a digest where it is too long."""
     plain = quote(run, safe=" ")

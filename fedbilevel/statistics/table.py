@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from fedbilevel.errors import BadInput
-from fedbilevel.results.files import PathLike, csv_text, write_whole
+from fedbilevel.results.files import PathLike, write_csv
 from fedbilevel.results.history import Row
 from fedbilevel.results.summary import rounds_until, runs
 from fedbilevel.results.targets import Target, resolve_targets
@@ -117,7 +117,7 @@ def write_statistics(path: PathLike, rows: Sequence[Mapping[str, object]]) -> No
     if not rows:
         remove_statistics(path)
         return
-    write_whole(path, csv_text(rows, STATISTICS_COLUMNS).encode())
+    write_csv(path, rows, STATISTICS_COLUMNS)
 
 
 def remove_statistics(path: PathLike) -> None:

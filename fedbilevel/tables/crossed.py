@@ -23,20 +23,15 @@ def crossed(rows: Sequence[Row], algorithms: Mapping[str, Mapping[str, Any]], en
     if under is None:
         return None
     column = "test_accuracy" if has_accuracy(rows) else "upper_loss"
-    last, levels = ended(rows, column, ends), under.levels(1)
-    found: dict[tuple[str, ...], dict[str, float | None]] = {}
-    for label, (algorithm, first, *others) in under.places.items():
-        found.setdefault((algorithm, *others), {})[first] = last.get(label)
     worst, form = (min, share) if column in HIGHER else (max, digits)
 
     def cell(value: float | None) -> str:
         return NEVER if value is None else form(value)
 
     lines = []
-    for key, values in found.items():
-        there = [values.get(level) for level in levels]
+    for key, there in under.cells(ended(rows, column, ends)).items():
         whole = [value for value in there if value is not None]
         lines.append([*key, *map(cell, there), cell(worst(whole) if len(whole) == len(there) else None)])
     first, *rest = under.factors
-    columns = ["algorithm", *rest, *(level or AS_CONFIGURED for level in levels), "worst"]
+    columns = ["algorithm", *rest, *(level or AS_CONFIGURED for level in under.levels(1)), "worst"]
     return Sheet(f"{named(column)} at the end, by {first}", columns, lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -12,12 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from clients.methods import methods
+from clients.methods.method import Adapted, Method
 from clients.operations.adaptation import adapted_losses, meta_gradient
 from clients.tasks import TaskBatch
 from fedbilevel.federation.rounds import Federation
 from fedbilevel.machine.device import where
 from fedbilevel.problem import Problem
-from fedbilevel.tasks import is_local, is_personal
+from fedbilevel.tasks import TaskProblem, Tasks, is_local, is_personal
 from server.kit import options
 from server.kit.algorithm import Algorithm, State
 from server.kit.measures import by_client, judge, summary
@@ -103,11 +104,18 @@ def evaluated(
     method = methods()[name]
     upper, lower = fed.measure(adapted_losses, x=x, method=name, settings=settings, tasks=o.tasks_per_client).tolist()
     measures = {"upper_loss": upper, "lower_loss": lower}
-    seen = []
     x = x.to(where(problem))
+    unseen = problem.test_tasks(o.evaluation_tasks)
     with torch.no_grad():
-        for k, tasks in enumerate(problem.test_tasks(o.evaluation_tasks).chunks(EVALUATION_CHUNK)):
-            places = k * EVALUATION_CHUNK + np.arange(len(tasks), dtype=np.uint64)
-            batch = TaskBatch(problem, tasks, method.parameters(x), places)
-            seen.append(judge(batch, method.adapt(batch, x, settings)))
+        seen = [judge(batch, found) for batch, found in adapted(method, settings, x, problem, unseen)]
     return measures | (by_client(seen, problem.tested(o.evaluation_tasks)) if is_personal(problem) else summary(seen))
+
+
+def adapted(
+    method: Method, settings: Mapping[str, Any], x: Tensor, problem: TaskProblem, tasks: Tasks
+) -> Iterator[tuple[TaskBatch, Adapted]]:
+    """The tasks, some at a time, and what the method with its x makes of them; a task's place keys its own draws."""
+    for k, part in enumerate(tasks.chunks(EVALUATION_CHUNK)):
+        places = k * EVALUATION_CHUNK + np.arange(len(part), dtype=np.uint64)
+        batch = TaskBatch(problem, part, method.parameters(x), places)
+        yield batch, method.adapt(batch, x, settings)

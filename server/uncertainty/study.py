@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,14 +17,12 @@ from fedbilevel.errors import BadInput
 from fedbilevel.machine.device import where
 from fedbilevel.results.models import Model
 from fedbilevel.tasks import TaskProblem, Tasks, is_local, is_personal
-from server.kit.meta import EVALUATION_CHUNK, TaskOptions
+from server.kit.meta import TaskOptions, adapted
 from server.kit.predictive import Predictive, joined, mixture, predict
 from server.running.load import Loaded
 from server.running.plan import Job, plan
 from server.uncertainty.scaling import FACTORS, chosen_factor, fitted_temperature, tempered
 from server.uncertainty.scores import Scores
-
-SAMPLES = 30
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Study:
 
     tasks: int = 600
     training: int = 50
-    samples: int = SAMPLES
+    samples: int = 30
     members: int = 1
 
 
@@ -127,9 +126,7 @@ def training_tasks(problem: TaskProblem, seed: int, count: int) -> Tasks:
 class Posterior:
     """One run's model, which adapts to tasks and predicts."""
 
-    problem: TaskProblem
-    adapt: Callable[[TaskBatch], Adapted]
-    parameters: torch.Tensor
+    adapted: Callable[[Tasks], Iterator[tuple[TaskBatch, Adapted]]]
     samples: int
 
     @classmethod
@@ -138,26 +135,21 @@ class Posterior:
         if job.entry.name not in methods() or not isinstance(job.options, TaskOptions):
             raise BadInput(f"algorithms.{job.label}", job.entry.name, "an algorithm that adapts to tasks")
         method, settings, x = methods()[job.entry.name], job.options.settings(), model.x.to(where(problem))
-        return cls(problem, lambda batch: method.adapt(batch, x, settings), method.parameters(x), samples)
+        return cls(partial(adapted, method, settings, x, problem), samples)
 
-    def _adapted(self, tasks: Tasks) -> Iterator[tuple[TaskBatch, Adapted]]:
-        with torch.no_grad():
-            for k, part in enumerate(tasks.chunks(EVALUATION_CHUNK)):
-                places = k * EVALUATION_CHUNK + np.arange(len(part), dtype=np.uint64)
-                batch = TaskBatch(self.problem, part, self.parameters, places)
-                yield batch, self.adapt(batch)
-
+    @torch.no_grad()
     def fit(self, tasks: Tasks) -> tuple[float | None, Predictive]:
         """The factor of the posterior's variance that these tasks choose (None without one), and what is said then."""
-        adapted = list(self._adapted(tasks))
-        if adapted[0][1].variance is None:
-            return None, joined([predict(*each) for each in adapted])
+        found = list(self.adapted(tasks))
+        if found[0][1].variance is None:
+            return None, joined([predict(*each) for each in found])
         said = [
-            joined([predict(batch, tempered(of, factor), self.samples) for batch, of in adapted]) for factor in FACTORS
+            joined([predict(batch, tempered(of, factor), self.samples) for batch, of in found]) for factor in FACTORS
         ]
         factor = chosen_factor(said)
         return factor, said[FACTORS.index(factor)]
 
+    @torch.no_grad()
     def predict(self, tasks: Tasks, factor: float | None) -> Predictive:
         """What is said of these tasks."""
-        return joined([predict(b, tempered(of, factor or 1.0), self.samples) for b, of in self._adapted(tasks)])
+        return joined([predict(b, tempered(of, factor or 1.0), self.samples) for b, of in self.adapted(tasks)])

@@ -61,7 +61,7 @@ class Classifier:
     def _expansion(self, y: Tensor, inputs: Tensor, label: Tensor, weights: Tensor) -> Expansion:
         network, body = self.network, self.network.body
         passed, head = Body(network.blocks(y), network.images(inputs, 2)), y[:, body:]
-        weight = head[:, : -network.outputs].unflatten(1, (network.outputs, network.width))
+        weight, _ = softmax.parts(head, network.width, network.outputs)
         feature = passed.feature
         p = torch.softmax(softmax.logits(head, feature, network.outputs), -2)
         each = weights.unsqueeze(-2)
@@ -73,7 +73,7 @@ class Classifier:
             moved, moves = passed.push(along)
             du = softmax.logits(moving, feature, network.outputs) + weight @ moved.mT
             dr = softmax.curved(p, du) * each
-            by_head = moving[:, : -network.outputs].unflatten(1, (network.outputs, network.width))
+            by_head, _ = softmax.parts(moving, network.width, network.outputs)
             curved = passed.curve(along, pulled, moves, dr.mT @ weight + residual.mT @ by_head)
             of_weight = (dr @ feature + residual @ moved).flatten(1)
             return torch.cat([*(part.flatten(1) for part in curved), of_weight, dr.sum(-1)], 1)

@@ -13,10 +13,14 @@ from torch import Tensor
 from fedbilevel.problems.networks import thin
 
 
+def parts(y: Tensor, width: int, classes: int) -> tuple[Tensor, Tensor]:
+    """The weight [..., classes, width] and the bias [..., classes]."""
+    return y[..., : classes * width].unflatten(-1, (classes, width)), y[..., classes * width :]
+
+
 def logits(y: Tensor, feature: Tensor, classes: int) -> Tensor:
     """The logits [..., classes, n]."""
-    width = feature.shape[-1]
-    weight, bias = y[..., : classes * width].unflatten(-1, (classes, width)), y[..., classes * width :]
+    weight, bias = parts(y, feature.shape[-1], classes)
     return thin.outputs(weight, feature) + bias.unsqueeze(-1)
 
 
