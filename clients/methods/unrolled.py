@@ -21,9 +21,9 @@ class Descent(Method):
 
 @method("maml")
 class Maml(Descent):
-    """Reverse mode through the K steps: memory O(K) states, no graph, and what closed forms keep at each.
+    """Reverse mode through the K steps: a state of memory for each, no graph, and what closed forms keep at each.
 
-    `truncation`: only the last so many steps are differentiated (None: all).
+    `truncation`: only the last so many steps are differentiated, and only their states kept (None: all).
     """
 
     def meta_gradient(self, tasks: TaskBatch, x: Tensor, o: Settings) -> tuple[Tensor, tuple[Tensor, ...]]:

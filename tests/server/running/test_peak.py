@@ -20,7 +20,7 @@ STATE = DIM * TASKS * SIZE
 # The arrays [B, d] that a method keeps per inner step (0: its memory is flat), its options, the steps measured.
 GROWTH = {
     "maml": (1, {}, (10, 100, 1000)),
-    "maml, last 10": (1, {"truncation": 10}, (10, 100, 1000)),
+    "maml, last 10": (0, {"truncation": 10}, (10, 100, 1000)),
     "a-maml": (2, {}, (10, 1000)),
     "a-maml, euler": (1, {"solver": "euler"}, (10, 100, 1000)),
     "a-maml, midpoint": (2, {"solver": "midpoint"}, (10, 100, 300)),
