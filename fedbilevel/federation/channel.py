@@ -24,6 +24,10 @@ class Traffic:
     total_bytes: int
 
 
+_Bytes = int | NDArray[np.int64]
+"""The same number for every client, or one for each [S]."""
+
+
 @dataclass
 class _Sent:
     """A vector that was sent in this iteration: its token, whether it still lives, and which clients hold it."""
@@ -73,32 +77,37 @@ class Channel:
             sent = self._entry(tensor)
             if sent.holders is clients:
                 continue
-            new = np.ones(len(clients), np.bool_) if sent.holders is None else ~np.isin(clients, sent.holders)
             size = None if sizes is None else sizes.get(id(tensor))
-            bytes_ = new * (self._bytes(tensor, of_x, clients) if size is None else size)
+            bytes_ = self._bytes(tensor, of_x, clients) if size is None else size
+            if sent.holders is None:
+                vectors, sent.holders = vectors + len(clients), clients
+            else:
+                new = ~np.isin(clients, sent.holders)
+                bytes_ = new * bytes_
+                vectors, sent.holders = vectors + int(new.sum()), np.union1d(sent.holders, clients)
             per_client += bytes_
-            vectors, total = vectors + int(new.sum()), total + int(bytes_.sum())
-            sent.holders = clients if sent.holders is None else np.union1d(sent.holders, clients)
+            total += _sum(bytes_, clients)
         return Traffic(vectors, per_client, total)
 
     def up(
         self, operations: Sequence[Operation], means: Sequence[tuple[Tensor, ...]], clients: NDArray[np.int64]
     ) -> Traffic:
         """What clients answer: each the outputs of the operations, of the means' shapes; reports are free."""
-        vectors, per_client = 0, np.zeros(len(clients), np.int64)
+        vectors = 0
+        per_client: _Bytes = 0
         for operation, results in zip(operations, means, strict=True):
             outputs = results[: len(results) - operation.report]
             for k, output in enumerate(outputs):
                 own = k < len(operation.gives) and operation.gives[k]
-                per_client += self._bytes(output, own, clients, self._table.uplink)
+                per_client = per_client + self._bytes(output, own, clients, self._table.uplink)
             vectors += len(clients) * len(outputs)
-        return Traffic(vectors, per_client.astype(np.float64), int(per_client.sum()))
+        return Traffic(vectors, np.zeros(len(clients)) + per_client, _sum(per_client, clients))
 
-    def _bytes(self, tensor: Tensor, of_x: bool, clients: NDArray[np.int64], wire: Wire = "exact") -> NDArray[np.int64]:
+    def _bytes(self, tensor: Tensor, of_x: bool, clients: NDArray[np.int64], wire: Wire = "exact") -> _Bytes:
         """What this vector is to each client: whole, or its own block."""
         if of_x and self._blocks is not None:
             return self._blocks.sizes[clients] * tensor.element_size()
-        return np.full(len(clients), self._table.bytes(wire, tensor.numel(), tensor.element_size()), np.int64)
+        return self._table.bytes(wire, tensor.numel(), tensor.element_size())
 
     def _entry(self, tensor: Tensor) -> _Sent:
         """What is known of this vector. When the algorithm drops it, it can never be sent again and is forgotten."""
@@ -108,3 +117,8 @@ class Channel:
             self._sent[key] = _Sent(self._tokens, gone)
             self._tokens += 1
         return self._sent[key]
+
+
+def _sum(bytes_: _Bytes, clients: NDArray[np.int64]) -> int:
+    """Of all these clients."""
+    return bytes_ * len(clients) if isinstance(bytes_, int) else int(bytes_.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -167,7 +168,7 @@ class Federation:
             raise nobody or NobodyAnswered(f"{_named(operations)}, round {request.round}: nobody answered")
         results: list[Any] = []
         for k, (operation, outputs) in enumerate(zip(operations, means, strict=True)):
-            if not all(bool(torch.isfinite(output).all()) for output in outputs):
+            if not all(map(_finite, outputs)):
                 raise NonFinite(f"operation {operation.name}, round {self.ledger.rounds}: the mean is not finite")
             whole: tuple[Any, ...] = outputs
             if self.own is not None:
@@ -357,6 +358,11 @@ class Federation:
         """What each client keeps: what those keep now who were asked, and the others what they did."""
         now = torch.cat([part for part in rows if part is not None])
         return {**before, **{int(client): row.clone() for client, row in zip(self.answered, now, strict=True)}}
+
+
+def _finite(output: Tensor) -> bool:
+    """Whether all numbers are: the least and the largest tell it in one pass, and NaN is either."""
+    return not output.numel() or all(map(math.isfinite, torch.aminmax(output)))
 
 
 def _named(operations: Sequence[Operation]) -> str:
