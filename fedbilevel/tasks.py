@@ -47,6 +47,9 @@ class TaskProblem(Problem, Protocol):
     Where the network is a representation and a linear softmax head, the head's weight [classes, width] and bias
     [classes] are the last entries of its parameters, and `features(y, inputs)` computes the representation [n, width]
     of examples `{"input": ..., "label": ...}` with `classes` labels; its absence says that there is no such head.
+
+    Optional: `outputs_jacobian(y, examples, rows)`, products with the Jacobian of `outputs` in closed form, for the
+    examples [B, n, ...] of B tasks at common parameters y [dy] (`clients.jacobian.Jacobian`).
     """
 
     draws: int

@@ -13,42 +13,19 @@ forward and reverse derivatives, some rows at a time.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vjp, vmap
+from torch.func import grad_and_value, vmap
 
-from clients.methods.method import Adapted, Method, Settings, linearised
+from clients.jacobian import Jacobian, jacobian
+from clients.methods.method import Adapted, Method, Settings
 from clients.methods.r2d2 import solving
 from clients.tasks import TaskBatch
 from fedbilevel.problem import map_examples
 from fedbilevel.tasks import Tasks, loss_of_outputs
-
-Outputs = Callable[[Tensor], Tensor]
-"""From parameters [d] to all outputs of one set [n C]."""
-
-
-def pull(f: Outputs, x: Tensor, c: Tensor) -> Tensor:
-    """`J' c` [d] for c [n C]."""
-    return torch.as_tensor(vjp(f, x)[1](c)[0])
-
-
-def jacobian(f: Outputs, x: Tensor, size: int, rows: int) -> Tensor:
-    """`J` [n C, d] of one task, so many rows at one time."""
-    back, one = vjp(f, x)[1], torch.eye(size, dtype=x.dtype, device=x.device)
-    return torch.cat([vmap(lambda row: back(row)[0])(some) for some in one.split(rows)])
-
-
-def bilinear(f: Outputs, x: Tensor, c: Tensor, v: Tensor) -> Tensor:
-    """`d/dx <c, J(x) v>` [d] with c and v held, summed over rows c [k, n C] and v [k, d]."""
-
-    def value(x: Tensor) -> Tensor:
-        back = vjp(f, x)[1]
-        return torch.as_tensor(vmap(lambda c, v: torch.dot(back(c)[0], v))(c, v).sum())
-
-    return torch.as_tensor(grad(value)(x))
 
 
 class Spectrum(NamedTuple):
@@ -60,13 +37,15 @@ class Spectrum(NamedTuple):
 
 
 class Solved(NamedTuple):
-    """One task in the eigenbasis V of K/n: V' (Y - f) = r, and c = phi(K/n) (Y - f) / n, so that y = x + J' c."""
+    """Tasks of n examples in the eigenbases V of K/n: V' (Y - f) = r, and c = phi(K/n) (Y - f) / n, so y = x + J' c."""
 
+    at: Jacobian
     J: Tensor
     V: Tensor
     spectrum: Spectrum
     r: Tensor
     c: Tensor
+    n: int
 
 
 class Kernel(Method):
@@ -79,28 +58,26 @@ class Kernel(Method):
         """Phi at eigenvalues w [k] >= 0."""
 
     def solve(self, problem: Any, x: Tensor, support: Any, o: Settings) -> Solved:
-        """One task at the parameters in x."""
-        y = self.parameters(x)
-        outputs, Y = problem.outputs(y, support), support["label"]
+        """Tasks at the parameters in x, all at once."""
+        y, Y = self.parameters(x), support["label"]
+        at = jacobian(problem, y, support, o["jacobian_rows"])
+        B, n = Y.shape
         if problem.kind == "classification":
-            Y = o["label_scale"] * (Y.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=y.device))
-        r, n = (Y - outputs).flatten(), len(outputs)
-        J = jacobian(_outputs(problem, support), y, len(r), o["jacobian_rows"])
+            classes = at.value.shape[1] // n
+            Y = o["label_scale"] * (Y.unsqueeze(-1) == torch.arange(classes, device=y.device))
+        J = at.rows()
         w, V = torch.linalg.eigh((J @ J.mT).to(solving(y, o)) / n)
-        spectrum = self.spectrum(w.clamp(min=0.0), x.to(w.dtype), o)
-        turned = V.mT @ r.to(w.dtype)
-        return Solved(J, V, spectrum, turned, (V @ (spectrum.phi * turned) / n).to(y.dtype))
+        spectrum = vmap(lambda w: self.spectrum(w.clamp(min=0.0), x.to(w.dtype), o))(w)
+        r = times(V.mT, (Y.view(B, -1) - at.value).to(w.dtype))
+        return Solved(at, J, V, spectrum, r, (times(V, spectrum.phi * r) / n).to(y.dtype), n)
 
     def adapt(self, tasks: TaskBatch, x: Tensor, o: Settings) -> Adapted:
         """Y of the network that is linearised at the parameters in x."""
-
-        def one(support: Any) -> Tensor:
-            solved = self.solve(tasks.problem, x, support, o)
-            return self.parameters(x) + solved.J.mT @ solved.c
-
-        return Adapted(
-            torch.cat([vmap(one)(some.support) for some in _together(tasks, self.parameters(x), o)]), linear=True
-        )
+        y, found = self.parameters(x), []
+        for some in _together(tasks, y, o):
+            solved = self.solve(tasks.problem, x, some.support, o)
+            found.append(y + times(solved.J.mT, solved.c))
+        return Adapted(torch.cat(found), linear=True)
 
     def meta_gradient(self, tasks: TaskBatch, x: Tensor, o: Settings) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Through f_x, K and J_q. With g the gradient in the outputs, p = J_q' g, u = J p, and B = phi(K/n) / n:
@@ -109,50 +86,41 @@ class Kernel(Method):
         M = V (V'u (V'r)' * slope) V' / n^2 is the derivative of the quadratic form u' phi(K/n) r / n in K. Of the
         eigenvectors q of M + M' those count that do not vanish in rounding: <q, dJ J'q> times its eigenvalue each.
         """
-        y, problem = self.parameters(x), tasks.problem
-
-        def first(support: Any, query: Any) -> tuple[Tensor, ...]:
-            f, f_q = _outputs(problem, support), _outputs(problem, query)
-            J, V, (phi, slope, in_log_time), r, c = self.solve(problem, x, support, o)
-            n, step = len(support["label"]), J.mT @ c
-
-            def loss(out: Tensor) -> Tensor:
-                shaped = out.view_as(problem.outputs(y, query))  # type: ignore[attr-defined]  # of a local lower level
-                return loss_of_outputs(problem, shaped, query["label"]).mean()  # type: ignore[arg-type]  # the same
-
-            g, value = grad_and_value(loss)(linearised(f_q, y, step))
-            p = pull(f_q, y, g)
-            u = V.mT @ (J @ p).to(V.dtype)
-            direct = p + bilinear(f_q, y, g[None], step[None]) - pull(f, y, (V @ (phi * u) / n).to(y.dtype))
-            M = V @ (torch.outer(u, r) * slope) @ V.mT / n**2
-            size, Q = torch.linalg.eigh(M + M.mT)
-            return direct, value, (u * in_log_time * r).sum() / n, c, p, J, size, Q.mT.to(y.dtype)
-
-        def second(support: Any, size: Tensor, Q: Tensor, J: Tensor, c: Tensor, p: Tensor) -> Tensor:
-            f = _outputs(problem, support)
-            left, right = torch.cat([size[:, None] * Q, c[None]]), torch.cat([Q @ J, p[None]])
-            parts = zip(left.split(o["jacobian_rows"]), right.split(o["jacobian_rows"]), strict=True)
-            return sum((bilinear(f, y, *part) for part in parts), torch.zeros_like(y))
-
-        found = []
-        for some in _together(tasks, self.parameters(x), o):
-            direct, loss, in_log_time, c, p, J, size, Q = vmap(first)(some.support, some.query)
-            order = size.abs().argsort(-1, descending=True)
-            size, Q = size.gather(-1, order), Q.gather(1, order[..., None].expand_as(Q))
-            counts = size.abs() > torch.finfo(y.dtype).eps * size.abs().amax(-1, keepdim=True)
-            most = int(counts.sum(-1).max())
-            through = vmap(second)(some.support, size[:, :most].to(y.dtype), Q[:, :most], J, c, p)
-            found.append((direct + through, in_log_time.to(y.dtype), loss))
+        found = [self._part(tasks.problem, x, some, o) for some in _together(tasks, self.parameters(x), o)]
         gradient, in_log_time, loss = (torch.cat(parts) for parts in zip(*found, strict=True))
         return torch.cat([gradient, in_log_time[:, None]], 1)[:, : len(x)], (loss,)
+
+    def _part(self, problem: Any, x: Tensor, tasks: Tasks, o: Settings) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some tasks: the gradient in the parameters [B, d] and in log T [B], and the query loss [B]."""
+        y, query = self.parameters(x), tasks.query
+        at, J, V, (phi, slope, in_log_time), r, c, n = self.solve(problem, x, tasks.support, o)
+        at_query, step = jacobian(problem, y, query, o["jacobian_rows"]), times(J.mT, c)
+
+        def loss(out: Tensor, label: Tensor) -> Tensor:
+            shaped = out.view(len(label), -1) if problem.kind == "classification" else out
+            return loss_of_outputs(problem, shaped, label).mean()
+
+        g, value = vmap(grad_and_value(loss))(at_query.value + at_query.push(step), query["label"])
+        p = at_query.pull(g)
+        u = times(V.mT, times(J, p).to(V.dtype))
+        by_outputs = at_query.curve(g[:, None], step[:, None]) - at.pull((times(V, phi * u) / n).to(y.dtype))
+        M = V @ (u[:, :, None] * r[:, None] * slope) @ V.mT / n**2
+        size, Q = torch.linalg.eigh(M + M.mT)
+        order = size.abs().argsort(-1, descending=True)
+        most = int((size.abs() > torch.finfo(y.dtype).eps * size.abs().amax(-1, keepdim=True)).sum(-1).max())
+        size = size.gather(-1, order)[:, :most, None].to(y.dtype)
+        Q = Q.mT.gather(1, order[:, :most, None].expand(-1, -1, Q.shape[1])).to(y.dtype)
+        by_kernel = at.curve(torch.cat([size * Q, c[:, None]], 1), torch.cat([Q @ J, p[:, None]], 1))
+        return p + by_outputs + by_kernel, (u * in_log_time * r).sum(-1).to(y.dtype) / n, value
 
     def passes(self, o: Settings) -> tuple[float, float]:
         """What is differentiated beside the rows of J, whose number n C is not known here: see the documentation."""
         return 2.0, 3.0
 
 
-def _outputs(problem: Any, examples: Any) -> Outputs:
-    return lambda y: problem.outputs(y, examples).flatten()
+def times(A: Tensor, v: Tensor) -> Tensor:
+    """`A v` of every task."""
+    return (A @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _together(tasks: TaskBatch, y: Tensor, o: Settings) -> Iterator[Tasks]:

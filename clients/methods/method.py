@@ -9,16 +9,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
+from clients.jacobian import jacobian
 from clients.tasks import TaskBatch
 from fedbilevel.derivatives import Level
-from fedbilevel.problem import Examples
 from fedbilevel.tasks import is_local, loss_of_outputs
 from fedbilevel.user_files import is_users
 
 Settings = Mapping[str, Any]
 """The algorithm's options that the method reads, as they travel: numbers, strings, true or false."""
+
+_TOGETHER = 8
+"""Tasks whose linearised outputs are computed at one time."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,12 @@ class Adapted:
         if not self.linear:
             return torch.as_tensor(vmap(of)(self.y, examples))
 
-        def moved(y: Tensor, one: Examples) -> Tensor:
-            return linearised(lambda x: of(x, one), tasks.x, y - tasks.x)
-
-        return torch.as_tensor(vmap(moved)(self.y, examples))
+        x, found = tasks.x, []
+        for y, some in zip(self.y.split(_TOGETHER), tasks.tasks.chunks(_TOGETHER), strict=True):
+            J = jacobian(tasks.problem, x, some.support if level == "lower" else some.query, 1)
+            found.append(J.value + J.push(y - x))
+        out = torch.cat(found)
+        return out.unflatten(1, (examples["label"].shape[1], -1)) if tasks.problem.kind == "classification" else out
 
     def losses(self, tasks: TaskBatch, level: Level) -> Tensor:
         """`L` or `f` of every task, [B]."""
@@ -51,13 +56,6 @@ class Adapted:
             return tasks.losses(level, self.y)
         assert is_local(tasks.problem)
         return loss_of_outputs(tasks.problem, self.outputs(tasks, level), tasks.examples[level]["label"]).mean(-1)
-
-
-def linearised(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
-    """`f(x) + J v` by two reverse derivatives: J' c is linear in c."""
-    found = vjp(f, x)
-    moved = vjp(lambda c: found[1](c)[0], torch.zeros_like(found[0]))[1](v)[0]
-    return torch.as_tensor(found[0] + moved)
 
 
 class Method(ABC):

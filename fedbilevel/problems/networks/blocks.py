@@ -5,6 +5,8 @@ $n = r (z - \bar z)$, $z = P w$ and $r = (\mathrm{var}\,z + \epsilon)^{-1/2}$, m
 moves n by $\dot n = r (\dot z - \overline{\dot z} - n\,\overline{n \dot z})$, and that map is its own transpose: a
 cotangent u* of $u = \gamma n + \beta$ makes $z^* = r \gamma e$ with $e = u^* - \overline{u^*} - n\,\overline{n u^*}$.
 
+A pass is gone back by one cotangent for every task, [B, ...], or by R of them at one time, [R, B, ...].
+
 The input of the first block does not move. With $Q = P - \bar P$ and $C = Q^\top Q / m$ its n is $Q (r w)$ with
 $\mathrm{var}\,z = w^\top C w$: all of the above has a few coefficients for every filter, [B, 9 c, filters], in place of
 m values, and only u, h and their cotangents are written out.
@@ -19,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedbilevel.problems.networks.strided import Strided, images, patches, spread
+from fedbilevel.problems.networks.strided import Strided, folded, images, patches, spread
 
 EPSILON = 1e-5
 
@@ -66,30 +68,30 @@ class Block(ABC):
 
     @abstractmethod
     def raw(self, cotangent: Tensor) -> Tensor:
-        """A cotangent u* [B, m, filters] less its mean, as far as products with vectors of this block see it."""
+        """A cotangent u* [..., B, m, filters] less its mean, as far as products with vectors of this block see it."""
 
     @abstractmethod
     def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
         """How u moves, [B, m, filters], where n moves by `normal`."""
 
     def masked(self, moved: Tensor) -> Tensor:
-        """What is left of a tangent of u, or of a cotangent of h, by the ReLU: [B, n, side, side, filters]."""
-        masked: Tensor = torch.ops.aten.threshold_backward(moved.reshape(self.output.shape), self.output, 0.0)
+        """What is left of a tangent of u, or of a cotangent of h, by the ReLU: [..., B, n, side, side, filters]."""
+        masked: Tensor = torch.ops.aten.threshold_backward(moved, self.output, 0.0)
         return masked
 
     def pull(self, back: Tensor) -> tuple[Tensor, Tensor, Pulled]:
         """z* and the gradient in the shift from the cotangent of h, and what `curve` goes on from."""
-        u = self.masked(back).flatten(1, 3)
+        u = self.masked(back).flatten(-4, -2)
         raw = self.raw(u)
-        scale = (self.normal * raw).sum(1, keepdim=True)
+        scale = (self.normal * raw).sum(-2, keepdim=True)
         e = torch.addcmul(raw, self.dual(self.normal), scale, value=-self.share)
-        return e * (self.inverse * self.weights.scale), u.sum(1, keepdim=True), Pulled(raw, e, scale)
+        return e * (self.inverse * self.weights.scale), u.sum(-2, keepdim=True), Pulled(raw, e, scale)
 
     def push(self, along: Weights, z: Tensor, patches: Tensor | None) -> tuple[Tensor, Moved]:
         """How h moves where z less its mean moves by z."""
         slope = (self.dual(self.normal) * z).sum(1, keepdim=True) * self.share
         normal = torch.addcmul(z, self.normal, slope, value=-1).mul_(self.inverse)
-        return self.masked(self.preactivation(along, normal)), Moved(patches, normal, slope)
+        return self.masked(self.preactivation(along, normal).view(self.output.shape)), Moved(patches, normal, slope)
 
     def curve(self, along: Weights, old: Pulled, move: Moved, back: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How z* and the gradients in the scale and the shift move, where the cotangent of h moves by `back`."""
@@ -125,7 +127,7 @@ class First(Block):
 
     def raw(self, cotangent: Tensor) -> Tensor:
         """`Q' u*`."""
-        return self.patches.mT @ cotangent
+        return folded(self.patches.mT, cotangent)
 
     def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
         """By one product."""
@@ -151,7 +153,7 @@ class Inner(Block):
 
     def raw(self, cotangent: Tensor) -> Tensor:
         """Less the mean."""
-        return cotangent - cotangent.mean(1, keepdim=True)
+        return cotangent - cotangent.mean(-2, keepdim=True)
 
     def preactivation(self, along: Weights, normal: Tensor) -> Tensor:
         """Value by value."""
@@ -170,7 +172,10 @@ class Body:
         self.last, self.feature = last.output, last.output.mean((2, 3))
 
     def pull(self, cotangent: Tensor) -> tuple[list[Tensor], list[Pulled]]:
-        """The gradient of <feature, cotangent> in the parameters, part by part, and what `curve` goes on from."""
+        """The gradient of <feature, cotangent> in the parameters, part by part, and what `curve` goes on from.
+
+        cotangent: [B, n, filters], or several, [R, B, n, filters], which make gradients [R, B, ...].
+        """
         back, found, kept = spread(cotangent, self.last), list[Tensor](), list[Pulled]()
         for block in reversed(self.inner):
             z, shift, one = block.pull(back)

@@ -9,15 +9,11 @@ from torch import Tensor
 
 from fedbilevel.derivatives import Expansion
 from fedbilevel.problems.networks import softmax
-from fedbilevel.problems.networks.blocks import Body
 from fedbilevel.problems.networks.convolutions import Convolutions
+from fedbilevel.problems.networks.outputs import TOGETHER, Jacobian, Outputs
 
 Labelled = dict[str, Tensor]
 """Of each task: "input" [B, n, side, side] and "label" [B, n]."""
-
-
-TOGETHER = 80
-"""About how many images a thread computes on at one time: what a block makes of them is to stay near the processor."""
 
 
 class Classifier:
@@ -48,6 +44,10 @@ class Classifier:
 
         return Expansion(torch.cat([part.gradient for part in parts]).view_as(y), product)
 
+    def jacobian(self, y: Tensor, examples: Labelled, rows: int) -> Jacobian:
+        """The logits of tasks at common parameters y [size], and products with their Jacobians."""
+        return Jacobian(self.network, y, examples["input"], rows)
+
     def _parts(self, y: Tensor, examples: Labelled, weights: Tensor) -> Iterator[Expansion]:
         """Some tasks after others."""
         n = weights.shape[-1]
@@ -59,24 +59,13 @@ class Classifier:
         return (self._expansion(*part) for part in some)
 
     def _expansion(self, y: Tensor, inputs: Tensor, label: Tensor, weights: Tensor) -> Expansion:
-        network, body = self.network, self.network.body
-        passed, head = Body(network.blocks(y), network.images(inputs, 2)), y[:, body:]
-        weight, _ = softmax.parts(head, network.width, network.outputs)
-        feature = passed.feature
-        p = torch.softmax(softmax.logits(head, feature, network.outputs), -2)
+        passed = Outputs(self.network, y, inputs)
+        p = torch.softmax(passed.logits, -2)
         each = weights.unsqueeze(-2)
-        residual = (p - softmax.onehot(label, network.outputs, p.dtype).mT) * each
-        found, pulled = passed.pull(residual.mT @ weight)
+        found, back = passed.pull((p - softmax.onehot(label, self.network.outputs, p.dtype).mT) * each)
 
         def product(v: Tensor) -> Tensor:
-            along, moving = network.blocks(v), v[:, body:]
-            moved, moves = passed.push(along)
-            du = softmax.logits(moving, feature, network.outputs) + weight @ moved.mT
-            dr = softmax.curved(p, du) * each
-            by_head, _ = softmax.parts(moving, network.width, network.outputs)
-            curved = passed.curve(along, pulled, moves, dr.mT @ weight + residual.mT @ by_head)
-            of_weight = (dr @ feature + residual @ moved).flatten(1)
-            return torch.cat([*(part.flatten(1) for part in curved), of_weight, dr.sum(-1)], 1)
+            du, forth = passed.push(v)
+            return passed.curve(back, forth, softmax.curved(p, du) * each)
 
-        of_body = (part.flatten(1) for part in found)
-        return Expansion(torch.cat([*of_body, softmax.gradient(residual, feature)], 1), product)
+        return Expansion(found, product)

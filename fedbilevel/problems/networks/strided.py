@@ -36,7 +36,11 @@ class Strided:
         return _stack([conv2d(h, w, stride=2, padding=1).movedim(1, 3).flatten(0, 2) for h, w in pairs])
 
     def pull(self, z: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """What a cotangent of z makes of the kernel and of the images."""
+        """What a cotangent of z, or [R, B, m, filters] of them, makes of the kernel and of the images."""
+        if z.ndim == 4:
+            back = z.movedim(0, 1).flatten(1, 2) @ kernel.mT  # one product of all R with the kernel of a task
+            apart = back.view(len(kernel), len(z), -1, kernel.shape[1]).movedim(1, 0)
+            return folded(self.patches.mT, z), self.scattered(apart.flatten(0, 1)).unflatten(0, (len(z), -1))
         if not self._native:
             return self.patches.mT @ z, self.scattered(z @ kernel.mT)
         backward, steps = torch.ops.aten.convolution_backward, ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)
@@ -58,6 +62,14 @@ class Strided:
 
 def _stack(rows: list[Tensor]) -> Tensor:
     return torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
+
+
+def folded(A: Tensor, right: Tensor) -> Tensor:
+    """`A z` for A [B, p, m] and z [B, m, c], or [R, B, m, c]: then one product of A with all R of them."""
+    if right.ndim == 3:
+        return A @ right
+    found = A @ right.permute(1, 2, 0, 3).flatten(2)
+    return found.view(*found.shape[:2], len(right), -1).permute(2, 0, 1, 3)
 
 
 def patches(images: Tensor) -> Tensor:
@@ -91,5 +103,6 @@ def scattered(patches: Tensor, n: int, side: int) -> Tensor:
 
 
 def spread(of_mean: Tensor, output: Tensor) -> Tensor:
-    """The cotangent of images [B, n, side, side, c] from that of their mean over positions [B, n, c]."""
-    return torch.as_tensor((of_mean / (output.shape[2] * output.shape[3]))[:, :, None, None].expand_as(output))
+    """The cotangent of images [..., B, n, side, side, c] from that of their mean over positions [..., B, n, c]."""
+    each = (of_mean / (output.shape[2] * output.shape[3]))[..., None, None, :]
+    return torch.as_tensor(each.expand(*of_mean.shape[:-1], *output.shape[2:4], -1))

@@ -133,6 +133,7 @@ class FewShot:
             closed = Classifier(self.network)
             self.lower_gradient = self.upper_gradient_y = closed.gradient
             self.lower_hvp, self.lower_expansion = closed.hvp, closed.expansion
+            self.outputs_jacobian = closed.jacobian
 
     def initial(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random start of the network; y0 = x0."""

@@ -20,6 +20,8 @@ from clients.tasks import TaskBatch
 from fedbilevel import BadInput, simulate
 from fedbilevel.errors import ClientFailed
 from fedbilevel.problems.inspection import convert
+from fedbilevel.problems.networks.classifier import Classifier
+from fedbilevel.problems.tasks.few_shot import FewShot
 from fedbilevel.problems.tasks.sinusoid import Sinusoid
 from server.kit.algorithm import find
 from server.running.estimate import estimate
@@ -131,15 +133,35 @@ def test_no_more_rows_are_made_at_one_time_than_asked(name: str, monkeypatch: py
     seen: list[tuple[int, int]] = []
     real = kernel.jacobian
 
-    def watched(f: Any, x: Tensor, size: int, rows: int) -> Tensor:
-        seen.append((size, rows))
-        return real(f, x, size, rows)
+    def watched(problem: Any, y: Tensor, examples: Any, rows: int) -> Any:
+        seen.append((len(examples["label"]), rows))
+        return real(problem, y, examples, rows)
 
     monkeypatch.setattr(kernel, "jacobian", watched)
-    for rows, chunks in ((10_000, 1), (40, 3), (10, 5)):
+    for rows, together in ((10_000, [5]), (40, [2, 2, 1]), (10, [1] * 5)):
         seen.clear()
         meta_gradient(name, tasks, carried(name, x), **options(name, jacobian_rows=rows))
-        assert seen == [(18, rows)] * chunks
+        assert seen == [(many, rows) for many in together for _ in ("support", "query")]
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_closed_forms_of_the_network_give_the_same(name: str, shots: int) -> None:
+    """The convolutional network's, against automatic differentiation of the same; as many images a row or more."""
+    problem: Any = convert(FewShot("digits", shots=shots, filters=4), torch.float64)
+    tasks, x = tasks_of(problem, 2, seed=4)
+    z = carried(name, x)
+    found = meta_gradient(name, tasks, z, **options(name, label_scale=3.0))
+    adapted = methods()[name].adapt(tasks, z, settings(name, **options(name)))
+    del problem.outputs_jacobian
+    assert relative(meta_gradient(name, tasks, z, **options(name, label_scale=3.0)), found) < 1e-9
+    again = methods()[name].adapt(tasks, z, settings(name, **options(name)))
+    assert relative(again.y, adapted.y) < 1e-10
+    for level in ("lower", "upper"):
+        problem.outputs_jacobian = Classifier(problem.network).jacobian
+        with_forms = adapted.outputs(tasks, level)  # type: ignore[arg-type]  # a level
+        del problem.outputs_jacobian
+        assert relative(adapted.outputs(tasks, level), with_forms) < 1e-10  # type: ignore[arg-type]  # a level
 
 
 def test_divided_differences_near_and_far_from_the_diagonal() -> None:
