@@ -25,6 +25,7 @@ from tests.runs import last_state, start, traced
         {"lower_step": None},
         {"lower_step": None, "upper_optimiser": "sgd", "upper_step": 0.1},
         {"lower_step": None, "lower_hedge": 0.2, "upper_vectors": "adam"},
+        {"lower_step": None, "local_steps": 3, "lower_hedge": 0.5, "upper_limit": 0.3, "upper_beta1": 0.8},
     ],
 )
 def test_twenty_iterations_of_aggitd_s(options: dict[str, object]) -> None:
