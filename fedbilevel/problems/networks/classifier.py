@@ -10,7 +10,7 @@ from torch import Tensor
 from fedbilevel.derivatives import Expansion
 from fedbilevel.problems.networks import softmax
 from fedbilevel.problems.networks.convolutions import Convolutions
-from fedbilevel.problems.networks.outputs import TOGETHER, Jacobian, Outputs
+from fedbilevel.problems.networks.outputs import Jacobian, Outputs, together
 
 Labelled = dict[str, Tensor]
 """Of each task: "input" [B, n, side, side] and "label" [B, n]."""
@@ -51,7 +51,7 @@ class Classifier:
     def _parts(self, y: Tensor, examples: Labelled, weights: Tensor) -> Iterator[Expansion]:
         """Some tasks after others."""
         n = weights.shape[-1]
-        size = max(1, TOGETHER * torch.get_num_threads() // n)
+        size = together(n)
         inputs, label = examples["input"], examples["label"]
         if y.ndim == 1:
             y, inputs, label, weights = y.unsqueeze(0), inputs.unsqueeze(0), label.unsqueeze(0), weights.unsqueeze(0)

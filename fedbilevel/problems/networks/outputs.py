@@ -15,6 +15,11 @@ TOGETHER = 80
 """About how many images a thread computes on at one time: what a block makes of them is to stay near the processor."""
 
 
+def together(images: int) -> int:
+    """How many passes over so many images are made at one time, at least one."""
+    return max(1, TOGETHER * torch.get_num_threads() // images)
+
+
 class Back(NamedTuple):
     """Of a way back: the cotangent u* it began with, and what the blocks' `curve` goes on from."""
 
@@ -80,7 +85,7 @@ class Jacobian:
         B, n, C = (*self._inputs.shape[:2], self._network.outputs)
         each = torch.eye(n * C, dtype=self._y.dtype, device=self._y.device).view(-1, 1, n, C).mT.expand(-1, B, -1, -1)
         found = self._y.new_empty(B, n * C, len(self._y))
-        size = min(self._most, self._together(B * n))
+        size = min(self._most, together(B * n))
         for start, some in zip(range(0, n * C, size), each.split(size), strict=True):
             found[:, start : start + size] = self._pass.pull(some)[0].movedim(0, 1)
         return found
@@ -96,7 +101,7 @@ class Jacobian:
     def curve(self, c: Tensor, v: Tensor) -> Tensor:
         """`d/dy sum_k <c_k, J(y) v_k>` [B, size] for c [B, k, n C] and v [B, k, size]: some k after others."""
         found, n = torch.zeros_like(v[:, 0]), self._inputs.shape[1]
-        size = min(self._most, self._together(len(c) * n))
+        size = min(self._most, together(len(c) * n))
         for some_c, some_v in zip(c.split(size, 1), v.split(size, 1), strict=True):
             k = some_c.shape[1]
             again = Outputs(
@@ -111,10 +116,6 @@ class Jacobian:
 
     def _cotangent(self, c: Tensor) -> Tensor:
         return c.view(len(c), -1, self._network.outputs).mT
-
-    @staticmethod
-    def _together(images: int) -> int:
-        return max(1, TOGETHER * torch.get_num_threads() // images)
 
 
 def _joined(parts: list[Tensor], head: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
 from fedbilevel.problems.inspection import convert
-from fedbilevel.problems.networks import classifier
+from fedbilevel.problems.networks import outputs
 from fedbilevel.problems.networks.classifier import Classifier
 from fedbilevel.problems.networks.convolutions import Convolutions
 from fedbilevel.problems.tasks.few_shot import FewShot
@@ -91,7 +91,7 @@ def test_at_a_common_point_under_vmap_and_some_tasks_at_a_time(monkeypatch: pyte
     assert relative(found, torch.stack(each)) < 1e-12
     found = vmap(lambda v: forms.hvp(NONE, y, v, examples, weights))(ways)
     assert relative(found[0], curved) < 1e-12
-    monkeypatch.setattr(classifier, "TOGETHER", 2 * N)
+    monkeypatch.setattr(outputs, "TOGETHER", 2 * N)
     assert relative(forms.gradient(NONE, y, examples, weights), gradient) < 1e-12
     assert relative(forms.hvp(NONE, y, v, examples, weights), curved) < 1e-12
 
