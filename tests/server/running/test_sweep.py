@@ -3,6 +3,9 @@
 import os
 import re
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,30 +70,38 @@ def test_a_sweep_gives_the_same_history_and_a_failing_run_does_not_stop_it(
     assert (tmp_path / "out" / "summary.csv").exists()
 
 
-def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
-    tables = {
+PACED = """
+import time
+from dataclasses import replace
+from pathlib import Path
+from clients.operations.oracles import upper_gradient_x
+from server.kit import options
+from server.kit.algorithm import Algorithm, State, algorithm
+
+class Options(options.Options):
+    upper_step: options.UpperStep = 0.05
+
+@algorithm("paced", source="a test", options=Options)
+def paced(o):
+    def step(state, fed):
+        if not Path(__file__).with_name("hurry").exists():
+            time.sleep(0.02)
+        return replace(state, x=state.x - o.upper_step * fed.mean(upper_gradient_x, x=state.x, y=state.y))
+    return Algorithm(State, step, lambda index: 1)
+"""
+"""However fast the machine is, there is time to kill it in the middle; then it need not take its time any more."""
+
+
+def paced(folder: Path) -> dict[str, Any]:
+    """A config of one such run, `victim`, of 40 s without a file `hurry` beside it."""
+    path = folder / "paced.py"
+    path.write_text(PACED)
+    return {
         **PARTIAL,
-        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 1500, "evaluate_every": 10},
+        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 2000, "evaluate_every": 10},
         "options": {"upper_step": 0.05},
-        "algorithms": {"memfbo": {}},
+        "algorithms": {"victim": {"algorithm": f"{path}:paced"}},
     }
-    config = check(tables)
-    alone = Experiment(config, RunDirectory.create(tmp_path / "alone"), local, Observer())
-    assert alone.run() == []
-
-    class Killer(Observer):
-        def __init__(self) -> None:
-            self.killed: list[int] = []
-
-        def stepped(self, job: Job, iteration: int, rounds: int) -> None:
-            if not self.killed and (tmp_path / "out" / "checkpoints").exists():
-                self.killed += kill_federations()
-
-    killer = Killer()
-    sweep = Sweep(config, RunDirectory.create(tmp_path / "out"), killer, jobs=2, threads=torch.get_num_threads())
-    assert sweep.run() == []
-    assert len(killer.killed) == 1
-    assert without_wall_seconds(sweep.history()) == without_wall_seconds(alone.history())
 
 
 def kill_federations() -> list[int]:
@@ -102,25 +113,67 @@ def kill_federations() -> list[int]:
     return pids
 
 
+@contextmanager
+def meanwhile(work: Callable[[], bool]) -> Iterator[None]:
+    """Do some work every now and then while the block runs, until it says that it is done."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(0.02) and not work():
+            pass
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    config = check(paced(tmp_path))
+    hurry, checkpoints = tmp_path / "hurry", tmp_path / "out" / "checkpoints"
+    hurry.touch()
+    alone = Experiment(config, RunDirectory.create(tmp_path / "alone"), local, Observer())
+    assert alone.run() == []
+    hurry.unlink()
+    events, killed, before = Events(), [], []
+
+    def kill() -> bool:
+        if checkpoints.exists():
+            before.append(len(events.all))
+            if before[-1] > before[0] + 1:  # there are rows to be forgotten
+                killed.extend(kill_federations())
+                hurry.touch()
+        return bool(killed)
+
+    sweep = Sweep(config, RunDirectory.create(tmp_path / "out"), events, jobs=2, threads=torch.get_num_threads())
+    with meanwhile(kill):
+        assert sweep.run() == []
+    assert len(killed) == 1
+    assert len(events.all) > 2 + len(alone.history())
+    assert without_wall_seconds(sweep.history()) == without_wall_seconds(alone.history())
+
+
 def test_a_run_whose_process_dies_every_time_fails_alone(cluster: Cluster, tmp_path: Path) -> None:
-    tables = {
-        **PARTIAL,
-        "run": {**PARTIAL["run"], "seeds": [3], "iterations": 1000, "evaluate_every": 10**6},
-        "options": {"upper_step": 0.05},
-        "algorithms": {"victim": {"algorithm": "memfbo"}, "joint": {}},
-    }
+    tables = paced(tmp_path)
+    tables["algorithms"]["joint"] = {}
+    events = Events()
 
-    class Killer(Events):
-        def stepped(self, job: Job, iteration: int, rounds: int) -> None:
-            if job.label == "victim" and iteration < 1000:
-                kill_federations()
+    def kill() -> bool:
+        failed = ("failed", "victim", 3) in events.all
+        if not failed:
+            kill_federations()
+        return failed
 
-    killer = Killer()
-    failures = Sweep(check(tables), RunDirectory.create(tmp_path / "out"), killer, jobs=1).run()
+    sweep = Sweep(check(tables), RunDirectory.create(tmp_path / "out"), events, jobs=1)
+    with meanwhile(kill):
+        failures = sweep.run()
     assert [job.label for job, _ in failures] == ["victim"]
     assert re.search(r"^victim, seed 3: its process has died 3 times in a row", str(failures[0][1]))
-    assert ("failed", "victim", 3) in killer.all
-    assert ("ended", "joint", 3) in killer.all
+    assert ("failed", "victim", 3) in events.all
+    assert ("ended", "joint", 3) in events.all
 
 
 def test_a_sweep_that_cannot_begin_says_whether_it_lacks_room_or_time(
