@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.methods.flow import STAGES, Path, flow, grid_steps, horizon, solve
 from clients.methods.method import Adapted, Method, Settings, method
+from clients.solvers.flow import STAGES, Path, flow, grid_steps, horizon, solve
 from clients.tasks import TaskBatch
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from clients.methods.conjugate_gradients import Product
 from clients.methods.method import Adapted, Method, Settings, method
 from clients.methods.proximal import Proximal, implicit, minimise, reports, support_passes
+from clients.solvers.conjugate_gradients import Product
 from clients.tasks import TaskBatch
 from fedbilevel import randomness
 from fedbilevel.derivatives import Level

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.func import vjp, vmap
 from torch.nn.functional import cross_entropy, one_hot, pad
 
-from clients.methods.flow import MOST_STEPS, solve
 from clients.methods.method import Adapted, Method, Settings, method
-from clients.methods.stability import UnstableFlow, refuse
+from clients.solvers.flow import MOST_STEPS, solve
+from clients.solvers.stability import UnstableFlow, refuse
 from clients.tasks import TaskBatch
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.methods.conjugate_gradients import Product, Solution, solve
 from clients.methods.method import Adapted, Method, Settings, method
+from clients.solvers.conjugate_gradients import Product, Solution, solve
 from clients.tasks import TaskBatch
 from fedbilevel.derivatives import Level
 

@@ -15,7 +15,7 @@ import ray
 from fedbilevel.errors import BadInput, RunFailed
 from fedbilevel.machine.processes import MOST_PATIENCE, MOST_THREADS, MOST_WORKERS
 from fedbilevel.problem import Problem
-from server.grids.cluster import has_room, leased, room
+from server.grids.cluster.room import has_room, leased, room
 from server.grids.exchange import block_ends
 from server.grids.parcels import pack, restricted
 from server.grids.worker import Worker

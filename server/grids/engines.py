@@ -65,7 +65,7 @@ def opened(
         yield functools.partial(in_process, workers=workers or 1)
         return
     from server.grids.actors import Shares  # the import of ray takes as long as that of torch
-    from server.grids.cluster import connected
+    from server.grids.cluster.connection import connected
     from server.grids.ray import RayGrid
 
     shares = Shares(workers, threads, cpus, gpus, patience)

@@ -20,7 +20,8 @@ from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
 from fedbilevel.user_files import UserFile, provide
 from server.grids.actors import LIVES, reason
-from server.grids.cluster import connected, has_room, processors, room
+from server.grids.cluster.connection import connected
+from server.grids.cluster.room import has_room, processors, room
 from server.grids.parcels import pack, unpack
 from server.running.checkpoints import Checkpoint
 from server.running.experiment import WRITE_SECONDS, Experiment, Observer, Record, local

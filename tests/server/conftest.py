@@ -33,7 +33,7 @@ def identity() -> Iterator[None]:
 @contextmanager
 def variables(values: dict[str, str]) -> Iterator[None]:
     """Let Ray in this process have these variables in its environment while this lasts."""
-    from server.grids.credentials import read_again
+    from server.grids.cluster.credentials import read_again
 
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def machines() -> Iterator[tuple[Cluster, dict[str, str]]]:
 @pytest.fixture(scope="module")
 def cluster(machines: tuple[Cluster, dict[str, str]]) -> Iterator[Cluster]:
     """The cluster, which this process has joined; whoever asks for it leaves it with three CPUs on two machines."""
-    from server.grids.cluster import connected
+    from server.grids.cluster.connection import connected
 
     made, environment = machines
     with variables(environment), connected(made.address):

@@ -8,8 +8,8 @@ from torch.func import grad
 
 from clients.methods import methods
 from clients.methods.bayes import Variational, noise
-from clients.methods.conjugate_gradients import DOUBLINGS
 from clients.methods.proximal import Proximal
+from clients.solvers.conjugate_gradients import DOUBLINGS
 from fedbilevel import simulate
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from tests.agreement import relative

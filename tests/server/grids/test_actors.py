@@ -19,7 +19,7 @@ from fedbilevel import simulate
 from fedbilevel.errors import RunFailed
 from fedbilevel.problems import Quadratic
 from server.grids.actors import Shares
-from server.grids.cluster import has_room
+from server.grids.cluster.room import has_room
 from server.grids.ray import RayGrid
 from server.running.run import Result
 from tests.histories import assert_same

@@ -17,8 +17,9 @@ from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authe
 
 from fedbilevel import simulate
 from fedbilevel.errors import BadInput
-from server.grids import cluster
-from server.grids.cluster import _alive, _family
+from server.grids.cluster import address as addresses
+from server.grids.cluster.connection import connected
+from server.grids.cluster.ending import _alive, _family
 from tests.flower import processes_with
 from tests.histories import assert_same
 from tests.scripts import script, watched
@@ -40,7 +41,7 @@ def listening() -> Iterator[int]:
 
 
 def test_an_address_without_ray_is_refused_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(addresses, "PROBE_SECONDS", 1.0)
     with listening() as port:
         says = {
             "127.0.0.1:1": r"host:port of its head, or auto, and nothing answers there \(Connection refused\)$",
@@ -85,7 +86,7 @@ def mode(path: Path) -> int:
 def test_a_private_ray_is_joined_with_its_token_alone() -> None:
     """Ray's ports are open on all interfaces. No file below its folder holds the token, and nobody else may enter."""
     before = dict(os.environ)
-    with cluster.connected(cpus=2):
+    with connected(cpus=2):
         assert dict(os.environ) == before
         token = AuthenticationTokenLoader.instance().get_raw_token()
         assert re.fullmatch("[0-9a-f]{64}", token)

@@ -17,7 +17,7 @@ from fedbilevel.config.tables import Config, read
 from fedbilevel.data import federate
 from fedbilevel.problems import HyperRepresentation
 from fedbilevel.report import RunDirectory
-from server.grids.cluster import connected
+from server.grids.cluster.connection import connected
 from server.running.experiment import Experiment, Observer, engine, local
 from server.running.plan import plan
 from server.running.run import run_one

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clients.methods.stability import UnstableFlow
+from clients.solvers.stability import UnstableFlow
 from fedbilevel import BadInput, simulate
 from fedbilevel.errors import ClientFailed, RunFailed
 from tests.problem_table import Quartic, Softmax, quadratic, quadratic_tasks

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clients.methods import methods
-from clients.methods.stability import UnstableFlow, curvature
+from clients.solvers.stability import UnstableFlow, curvature
 from fedbilevel import simulate
 from fedbilevel.errors import ClientFailed
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.methods.conjugate_gradients import DOUBLINGS, conjugate_gradients, solve
+from clients.solvers.conjugate_gradients import DOUBLINGS, conjugate_gradients, solve
 from fedbilevel import derivatives
 from tests.agreement import relative
 from tests.dense_tasks import eye

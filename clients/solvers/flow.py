@@ -7,15 +7,14 @@ states (and, of midpoint, stages) of the forward one. torchdiffeq runs what is a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clients.methods.method import Settings
-from clients.methods.stability import UnstableFlow, Watch
+from clients.solvers.stability import UnstableFlow, Watch
 from clients.tasks import TaskBatch
 
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 6}
@@ -23,13 +22,13 @@ STAGES = {"euler": 1, "midpoint": 2, "rk4": 4, "dopri5": 6}
 MOST_STEPS = 100_000
 
 
-def horizon(o: Settings) -> float:
+def horizon(o: Mapping[str, Any]) -> float:
     """T: as it is given, or that of K gradient steps."""
     given = o.get("horizon")
     return float(o["local_steps"] * o["lower_step"] if given is None else given)
 
 
-def grid_steps(o: Settings) -> int:
+def grid_steps(o: Mapping[str, Any]) -> int:
     """The steps of a fixed-step solver: as given, or K."""
     given = o.get("ode_steps")
     return int(o["local_steps"] if given is None else given)
@@ -69,7 +68,7 @@ class Path:
         return left + s * s * (3 - 2 * s) * self.states[k + 1] + h * s * s * (1 - s) * self.slopes[k + 1]
 
 
-def flow(tasks: TaskBatch, x: Tensor, o: Settings, path: Path | None = None) -> Tensor:
+def flow(tasks: TaskBatch, x: Tensor, o: Mapping[str, Any], path: Path | None = None) -> Tensor:
     """y(T) [B, d]; the path, if one is given, receives what the backward sweep needs.
 
     Raises UnstableFlow, with the stable step, if the steps are too long.
@@ -126,7 +125,7 @@ def solve(
     state: Tensor,
     start: float,
     end: float,
-    o: Settings,
+    o: Mapping[str, Any],
     steps: int,
     path: Path | None = None,
 ) -> Tensor:
