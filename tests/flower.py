@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -45,6 +46,17 @@ def stop_all(variable: str, seconds: float = 20.0) -> dict[int, str]:
             return left
         time.sleep(0.1)
     return {}
+
+
+def kill_federations() -> list[int]:
+    """Kill the processes in which Ray carries a run of this test (FEDBILEVEL_TEST names it); returns their pids."""
+    killed = []
+    for pid, command in processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}").items():
+        if command.startswith("ray::federation"):
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+    return killed
 
 
 def free_ports(count: int) -> list[str]:

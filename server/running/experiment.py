@@ -167,7 +167,7 @@ class Experiment:
         return [job for job, end in ends if not end or not job.finished(end[0])]
 
     def run(self) -> list[tuple[Job, Exception]]:
-        """Run what is not done yet; a job that fails does not stop the others. Returns the failures.
+        """Run what is not done yet; a job that fails does not stop the others. Returns the failures in order.
 
         Whatever ends it (Ctrl-C too), all rows so far, the summary and the figures are written.
         """
@@ -185,7 +185,7 @@ class Experiment:
             self.finish()
         if not self.failures:
             self._checkpoints.remove()
-        return self.failures
+        return sorted(self.failures, key=lambda failure: pending.index(failure[0]))
 
     def _run_all(self, jobs: list[Job]) -> None:
         """Run one job after another."""

@@ -1,8 +1,6 @@
 """Runs side by side as Ray tasks: the same history, whatever dies."""
 
-import os
 import re
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import Job
 from server.running.sweep import Sweep
-from tests.flower import processes_with
+from tests.flower import kill_federations
 from tests.histories import PARTIAL, assert_same, without_wall_seconds
 from tests.room import free
 
@@ -102,15 +100,6 @@ def paced(folder: Path) -> dict[str, Any]:
         "options": {"upper_step": 0.05},
         "algorithms": {"victim": {"algorithm": f"{path}:paced"}},
     }
-
-
-def kill_federations() -> list[int]:
-    """Kill the processes that run a job of a sweep of this test; returns their pids."""
-    mine = processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}")
-    pids = [pid for pid, command in mine.items() if command.startswith("ray::federation")]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    return pids
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from server.running.experiment import Observer
 from server.running.plan import Job
 from server.tuning.side_by_side import run_side_by_side
 from server.tuning.study import Study, Tried, Tuning, run_in_turn
-from tests.flower import processes_with
+from tests.flower import kill_federations
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,9 +90,7 @@ def test_a_trial_whose_process_is_killed_goes_on_elsewhere(cluster: Cluster, tmp
             self.rows += 1
             if self.killed < 3 and self.rows > 300 * (self.killed + 1):
                 self.killed += 1
-                for pid, command in processes_with(f"FEDBILEVEL_TEST={os.environ['FEDBILEVEL_TEST']}").items():
-                    if command.startswith("ray::federation"):
-                        os.kill(pid, signal.SIGKILL)
+                kill_federations()
 
     killer = Killer()
     assert at_a_time(tuning(**long), tmp_path / "killed", 2, killer) == expected
