@@ -95,7 +95,8 @@ def print_outcome(tuning: Tuning, tried: Sequence[Tried], winners: Winners, cons
     for label, mine in by_label(tuning, tried).items():
         best = winners[label]
         if not tuning.spaces[label]:
-            remarks.append(f"{label}: no option has a range; its options stay as they are")
+            why = "fixed" if label in tuning.table.fixed else "no option has a range"
+            remarks.append(f"{label}: {why}; its options stay as they are")
             continue
         if best is None:
             remarks.append(f"{label}: no trial came to its end; its options stay as they are")

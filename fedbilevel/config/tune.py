@@ -96,6 +96,7 @@ class TuneTable(Strict):
     defaults: bool = Field(
         True, description="whether steps and penalties that no range is named for have their usual ones"
     )
+    fixed: list[str] = Field(default_factory=list, description="labels of algorithms that are not tuned: no trials")
     ranges: Ranges = Field(default_factory=dict, description="of every algorithm that has the option")
     algorithms: dict[str, Ranges] = Field(default_factory=dict, description="of one algorithm, by its label")
 

@@ -35,15 +35,13 @@ def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
 
     What `[tune]` names for an algorithm wins over what it names for all, and that over DEFAULTS, which hold for the
     other options that an algorithm has and does not find by itself, set or not, unless `defaults` is false. A list of
-    one value holds an option.
+    one value holds an option, and `fixed` all of those of an algorithm.
 
     Raises BadInput for a label or an option that is not there, and for ends that an algorithm does not take.
     """
     tune = config.tune or TuneTable()
     entries = {job.label: job.entry for job in jobs}
-    for label in tune.algorithms:
-        if label not in entries:
-            raise unknown("tune.algorithms", label, entries)
+    _hold_labels(tune, entries)
     known = sorted({name for entry in entries.values() for name in entry.options.model_fields})
     for name, given in tune.ranges.items():
         if name not in known:
@@ -60,8 +58,19 @@ def spaces(config: Config, jobs: Sequence[Job]) -> dict[str, Space]:
         _hold(entry, own, f"tune.algorithms.{label}")
         needed = fields.keys() - entry.options.automatic if tune.defaults else set()
         usual: Ranges = {name: given for name, given in DEFAULTS.items() if name in needed}
-        found[label] = _over(entry, _over(entry, usual, shared), own)
+        found[label] = {} if label in tune.fixed else _over(entry, _over(entry, usual, shared), own)
     return found
+
+
+def _hold_labels(tune: TuneTable, entries: Mapping[str, Entry]) -> None:
+    for key, labels in (("tune.algorithms", list(tune.algorithms)), ("tune.fixed", tune.fixed)):
+        for label in labels:
+            if label not in entries:
+                raise unknown(key, label, entries)
+    for label in tune.fixed:
+        if label in tune.algorithms:
+            allowed = f"an algorithm without ranges of its own, or no tune.algorithms.{label}"
+            raise BadInput("tune.fixed", label, allowed)
 
 
 def _over(entry: Entry, ranges: Ranges, wins: Ranges) -> Ranges:

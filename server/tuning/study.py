@@ -105,7 +105,7 @@ class Tuning:
     def _digest(self) -> str:
         """Of everything that the trials depend on, but how many there are where that only ends them."""
         only_ends = set() if self.table.sampler == "grid" else {"trials"}
-        table = self.table.model_dump(mode="json", exclude={"ranges", "algorithms", "defaults", *only_ends})
+        table = self.table.model_dump(mode="json", exclude={"ranges", "algorithms", "fixed", "defaults", *only_ends})
         ranges = {
             label: {name: given.model_dump() if isinstance(given, Range) else given for name, given in space.items()}
             for label, space in self.spaces.items()

@@ -163,6 +163,20 @@ def test_resume_executes_files_of_a_users_own_only_where_they_are_trusted(tmp_pa
     assert f"executes {tmp_path / 'mine.py'}" in capsys.readouterr().out
 
 
+def test_a_fixed_algorithm_has_no_trials_and_keeps_its_options(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mine = '[algorithms.aggitd]\n[algorithms.mine]\nalgorithm = "aggitd"\nlower_step = 0.7\n[tune]\nfixed = ["mine"]\n'
+    file = config(DESCENT.replace("[algorithms.aggitd]\n[tune]\n", mine))
+    assert main(["tune", file, "--out", "a", "--trials", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "[3/3] aggitd, trial 2" in said
+    assert "mine: fixed; its options stay as they are" in said
+    assert [row["algorithm"] for row in trials("a")] == ["aggitd"] * 3
+    tuned = tomllib.loads(Path("a/tuned.toml").read_text())["algorithms"]
+    assert tuned["mine"] == {"algorithm": "aggitd", "lower_step": 0.7}
+    assert set(tuned["aggitd"]) == {"lower_step"}
+
+
 def test_an_algorithm_whose_every_trial_fails_keeps_its_options_and_the_status_is_1(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ranges = ["--set", "tune.ranges.lower_step=[1e200]"]  # one value: one trial

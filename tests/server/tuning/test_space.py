@@ -56,6 +56,10 @@ def test_without_defaults_the_ranges_that_are_named_are_all_there_are():
     assert found == {"aggitd": {"lower_step": Range(**SHARED)}, "f2sa": {"lower_step": Range(**OWN), "penalty": [1, 5]}}
 
 
+def test_an_algorithm_that_is_fixed_has_no_ranges_and_the_others_theirs():
+    assert of({**NAMED, "algorithms": {}, "fixed": ["f2sa"]}) == of(NAMED) | {"f2sa": {}}
+
+
 def test_an_option_that_the_config_sets_is_tuned_all_the_same_unless_it_is_held():
     tables = {"aggitd": {"lower_step": 0.2}}
     assert of({}, **tables) == of({}, aggitd={})
@@ -83,6 +87,8 @@ def test_two_names_of_one_number_have_one_range():
         ({"ranges": {"lower_step": {"low": -1.0, "high": 3.0}}}, "tune.ranges.lower_step: got -1.0"),
         ({"algorithms": {"aggitd": {"penalty": [1.0]}}}, "tune.algorithms.aggitd.penalty: "),
         ({"algorithms": {"agitd": {"penalty": [1.0]}}}, "tune.algorithms: .*did you mean 'aggitd'"),
+        ({"fixed": ["agitd"]}, "tune.fixed: .*did you mean 'aggitd'"),
+        ({**NAMED, "fixed": ["f2sa"]}, "tune.fixed: got 'f2sa'; allowed: an algorithm without ranges of its own"),
         ({"best": "test_acuracy"}, "tune.best: .*did you mean 'test_accuracy'"),
         ({"best": "value", "fewest": "rounds"}, "tune.fewest: got 'rounds'"),
         ({"best": "metric_gap"}, "tune.best: got 'metric_gap'; allowed: .*direction"),
