@@ -358,6 +358,15 @@ class Cohort:
         examples, prepared = self._examples("lower", rows, x), self._prepared_for_x("lower", x, y, rows)
         return derivatives.cross_vjp(self.held.problem, x, y, v, examples, prepared, rows.weights)
 
+    def lower_derivatives(
+        self, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`gy_i`, `H_i v` and `J_i v` at one point, at less than half of their costs where none has a closed form."""
+        if not derivatives.is_differentiated(self.held.problem):
+            return self.lower_gradient(x, y, batch), self.hvp(x, y, v, batch), self.cross_vjp(x, y, v, batch)
+        rows = self._rows("lower", y, batch)
+        return derivatives.lower_derivatives(self.held.problem, x, y, v, self._examples("lower", rows, x), rows.weights)
+
     def mean_hypergradient(self, x: Tensor, y: Tensor, v: Tensor, batch: Batch) -> Tensor:
         """The p_i-weighted mean of `fx_i - J_i v_i` at a common x and y for rows v [S, dy], shape [dx].
 

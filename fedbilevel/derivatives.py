@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, vjp, vmap
 
 from fedbilevel.problem import Examples, Problem, has_one_loss, loss_of
 
@@ -100,6 +100,31 @@ def hvp(problem: Problem, x: Tensor, y: Tensor, v: Tensor, prepared: Examples, w
 
     value: Tensor = _rows(single, weights, prepared, x, y, v)
     return value
+
+
+def is_differentiated(problem: Problem) -> bool:
+    """Whether all derivatives of the lower loss are automatic, so that they can share a graph: no closed form is there.
+
+    >>> from fedbilevel.problems import Quadratic
+    >>> is_differentiated(Quadratic(clients=1))
+    False
+    """
+    return not any(hasattr(problem, name) for name in ("lower_gradient", "lower_hvp", "cross_vjp"))
+
+
+def lower_derivatives(
+    problem: Problem, x: Tensor, y: Tensor, v: Tensor, examples: Examples, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`gy`, `H v` and `J v` by one graph of a loss without closed forms, shapes [dy], [dy], [dx], or a row of each."""
+
+    def single(x: Tensor, y: Tensor, v: Tensor, e: Examples, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with_pullback: Any = vjp(lambda x, y: grad(lambda y: _through_x(problem, "lower", x, y, e, w))(y), x, y)
+        gy, pulled = with_pullback
+        Jv, Hv = pulled(v)
+        return gy, Hv, Jv
+
+    values: tuple[Tensor, Tensor, Tensor] = _rows(single, weights, examples, x, y, v)
+    return values
 
 
 @dataclass(frozen=True)

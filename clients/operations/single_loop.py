@@ -26,9 +26,8 @@ LOWER, UPPER = 5.0, 2.0
 
 def _directions(cohort: Cohort, x: Tensor, y: Tensor, v: Tensor, batch: Batch | None = None) -> Directions:
     """`dx, dy, dv` on one minibatch."""
-    dx = cohort.upper_gradient_x(x, y, batch) - cohort.cross_vjp(x, y, v, batch)
-    dv = cohort.hvp(x, y, v, batch) - cohort.upper_gradient_y(x, y, batch)
-    return dx, cohort.lower_gradient(x, y, batch), dv
+    gy, Hv, Jv = cohort.lower_derivatives(x, y, v, batch)
+    return cohort.upper_gradient_x(x, y, batch) - Jv, gy, Hv - cohort.upper_gradient_y(x, y, batch)
 
 
 @operation(lower=LOWER, upper=UPPER, gives="x y y")

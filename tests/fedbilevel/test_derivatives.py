@@ -64,6 +64,9 @@ def test_derivatives_equal_dense_autodiff_and_finite_differences(name: str, leve
         J = jacobian(slope, x).T
         assert J.shape == (len(x), len(y))
         near(derivatives.cross_vjp(problem, x, y, v, examples, prepared, weights), J @ v, 1e-11)
+        of_one_graph = derivatives.lower_derivatives(problem, x, y, v, examples, weights)
+        for found, expected in zip(of_one_graph, (slope(x), H @ v, J @ v), strict=True):
+            near(found, expected.detach(), 1e-11)
 
 
 @pytest.mark.parametrize("name", sorted(PROBLEMS))
@@ -94,6 +97,7 @@ def test_rows_equal_one_call_per_row(name: str, common: str) -> None:
         if level == "lower":
             together.append(derivatives.hvp(problem, x, y, vs, prepared, weights))
             together.append(derivatives.cross_vjp(problem, x, y, vs, examples, prepared, weights))
+            together.extend(derivatives.lower_derivatives(problem, x, y, vs, examples, weights))
         for s in range(S):
             x_s, y_s = x if x.ndim == 1 else x[s], y if y.ndim == 1 else y[s]
             own = map_examples(lambda tensor, s=s: tensor[s], examples)
@@ -106,5 +110,6 @@ def test_rows_equal_one_call_per_row(name: str, common: str) -> None:
             if level == "lower":
                 alone.append(derivatives.hvp(problem, x_s, y_s, vs[s], ready, weights[s]))
                 alone.append(derivatives.cross_vjp(problem, x_s, y_s, vs[s], own, ready, weights[s]))
+                alone.extend(derivatives.lower_derivatives(problem, x_s, y_s, vs[s], own, weights[s]))
             for many, single in zip(together, alone, strict=True):
                 near(many[s], single, 1e-11)
