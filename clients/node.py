@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from clients.operations import OPERATIONS, Operation
 from fedbilevel.config.setup import Setup
 from fedbilevel.errors import ClientFailed

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clients.cohort import Batch, Cohort
+from clients.cohort import Cohort
+from clients.held import Batch
 from clients.operations.registry import operation
 from fedbilevel.federation.systems import LocalSteps
 

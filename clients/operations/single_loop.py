@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients.cohort import Batch, Cohort
+from clients.cohort import Cohort
+from clients.held import Batch
 from clients.operations.registry import operation
 from fedbilevel.federation.messages import Kept
 from fedbilevel.federation.systems import LocalSteps

@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from fedbilevel.errors import RunFailed
 
 SHORTEST = 1e-13

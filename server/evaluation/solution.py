@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from fedbilevel.problem import Problem
 from fedbilevel.problems.inspection import convert
 from fedbilevel.tasks import is_local

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from clients.methods import methods
 from fedbilevel.errors import unknown
 from fedbilevel.machine.peak import peak_memory

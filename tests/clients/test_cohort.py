@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from clients.node import Node, Setting
 from fedbilevel import ClientData, derivatives
 from tests.differentiable import LEVELS, Prepared, near, randn

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from fedbilevel import ClientData
 from fedbilevel.problem import Ragged
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks

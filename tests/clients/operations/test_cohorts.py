@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from clients.node import Node, Setting
 from fedbilevel.federation.messages import Request
 from tests.differentiable import PROBLEMS

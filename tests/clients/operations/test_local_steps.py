@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.cohort import Cohort, Draw, Held
+from clients.cohort import Cohort
+from clients.held import Draw, Held
 from clients.node import Node, Setting
 from fedbilevel import derivatives
 from fedbilevel.problem import map_examples

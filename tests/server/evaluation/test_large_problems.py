@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jacrev
 
-from clients.cohort import Held
+from clients.held import Held
 from fedbilevel.data import federate
 from fedbilevel.problems import HyperRepresentation
 from fedbilevel.problems.inspection import convert
