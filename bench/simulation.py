@@ -229,7 +229,7 @@ def _python(code: str, *arguments: str) -> str:
 
 def stock_flower_ratio(rounds: int = 200) -> float:
     """Wall time of 200 rounds of the demo (aggitd) on Flower's simulation runtime, start-up not counted, over local."""
-    from tests.flower import Flower, stop_all
+    from tests.processes.flower import Flower, stop_all
 
     demo = (CONFIGS / "demo.toml").read_text()
     with tempfile.TemporaryDirectory(prefix="fb") as folder:

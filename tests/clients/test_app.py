@@ -25,8 +25,8 @@ from fedbilevel.federation.rounds import Federation
 from fedbilevel.problems.bilevel.quadratic import Quadratic
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
-from tests.app_runs import PARTIAL, run_app, write_text
-from tests.identity import identity_kept
+from tests.processes.app_runs import PARTIAL, run_app, write_text
+from tests.processes.identity import identity_kept
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pytest
 
 from experiments.cli import main
 from fedbilevel.config.tables import check
-from tests.console import ROOT, process
 from tests.datasets import skip_without_data
+from tests.processes.console import ROOT, process
 
 _FENCE = re.compile(
     r"^(?:<!-- (?P<note>not run|run with): (?P<told>[^\n]+) -->\n)?"

@@ -9,8 +9,8 @@ import pytest
 
 from fedbilevel.config.tables import read
 from server.kit.algorithm import algorithms
-from tests.console import ROOT
 from tests.docs.blocks import PAGES, blocks, run_page
+from tests.processes.console import ROOT
 
 SLOW = {
     "README.md",

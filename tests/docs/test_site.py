@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.console import ROOT
+from tests.processes.console import ROOT
 
 
 def build(out: Path, root: Path = ROOT) -> subprocess.CompletedProcess[str]:

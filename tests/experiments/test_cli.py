@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.cli import main
-from tests.console import FILES, ROOT, config, refused, rows
+from tests.processes.console import FILES, ROOT, config, refused, rows
 
 DIGITS = """
 [run]

@@ -12,8 +12,8 @@ from fedbilevel.config.tables import check, read, write
 from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import check_problem, plan, resolved
-from tests.console import ROOT
 from tests.datasets import skip_without_data
+from tests.processes.console import ROOT
 
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.toml"))
 

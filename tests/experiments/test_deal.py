@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from tests.app_runs import write_text
-from tests.identity import identity_kept
+from tests.processes.app_runs import write_text
+from tests.processes.identity import identity_kept
 
 CONFIG = """
 [run]

@@ -14,7 +14,7 @@ from experiments.cli import main
 from experiments.init import starter
 from fedbilevel.config.tables import DataTable, EngineTable, RunTable
 from fedbilevel.problems import PROBLEMS
-from tests.console import process, refused, rows
+from tests.processes.console import process, refused, rows
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.cli import main
-from tests.console import config, refused
+from tests.processes.console import config, refused
 
 CURVES = """
 title = "Curves"

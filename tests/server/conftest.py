@@ -15,10 +15,10 @@ import pytest
 from fedbilevel.config.tables import Config, check
 from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
-from tests.app_runs import PARTIAL as PARTIAL_TEXT
-from tests.app_runs import run_locally, write_text
 from tests.histories import PARTIAL
-from tests.identity import identity_kept
+from tests.processes.app_runs import PARTIAL as PARTIAL_TEXT
+from tests.processes.app_runs import run_locally, write_text
+from tests.processes.identity import identity_kept
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

@@ -10,8 +10,8 @@ import pytest
 import clients.app
 from fedbilevel.errors import BadInput, RunFailed
 from server.grids.local import LocalGrid
-from tests.app_runs import BROKEN, PARTIAL, assert_same_history, run_app, run_locally, write_text
-from tests.flower import REPOSITORY
+from tests.processes.app_runs import BROKEN, PARTIAL, assert_same_history, run_app, run_locally, write_text
+from tests.processes.flower import REPOSITORY
 
 
 @pytest.mark.parametrize("nodes", [1, 4, 11])

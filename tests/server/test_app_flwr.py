@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.app_runs import BROKEN, assert_same_history, run_locally, write_text
-from tests.flower import REPOSITORY, Flower, processes_with, stop_all
+from tests.processes.app_runs import BROKEN, assert_same_history, run_locally, write_text
+from tests.processes.flower import REPOSITORY, Flower, processes_with, stop_all
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 

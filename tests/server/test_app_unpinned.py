@@ -20,7 +20,7 @@ from fedbilevel.federation.rounds import Federation
 from fedbilevel.problems.bilevel.quadratic import Quadratic
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
-from tests.app_runs import assert_same_history, run_app
+from tests.processes.app_runs import assert_same_history, run_app
 
 # --- processes that are not pinned: any of them may answer for any node ---
 

@@ -12,10 +12,10 @@ import pytest
 
 from fedbilevel.report import RunDirectory
 from fedbilevel.results.history import Row
-from tests.app_runs import assert_same_history, run_locally, write_text
-from tests.deployment import Deployment, until
-from tests.flower import processes_with
-from tests.parties import CONFIG, dealt
+from tests.processes.app_runs import assert_same_history, run_locally, write_text
+from tests.processes.deployment import Deployment, until
+from tests.processes.flower import processes_with
+from tests.processes.parties import CONFIG, dealt
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

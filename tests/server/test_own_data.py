@@ -18,9 +18,9 @@ from fedbilevel.report import RunDirectory
 from fedbilevel.shares.share import Share
 from server.running.deal import SERVER, node_file
 from server.running.plan import plan
-from tests.app_runs import assert_same_history, run_app, run_locally, write_text
-from tests.identity import identity_kept
-from tests.parties import CONFIG, RecordingGrid, dealt, traces
+from tests.processes.app_runs import assert_same_history, run_app, run_locally, write_text
+from tests.processes.identity import identity_kept
+from tests.processes.parties import CONFIG, RecordingGrid, dealt, traces
 
 ALGORITHMS = "[algorithms.aggitd]\n[algorithms.fednest]\n[algorithms.memfbo]\npenalty = 5.0\n"
 

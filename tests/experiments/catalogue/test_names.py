@@ -13,7 +13,7 @@ from fedbilevel.config.tables import EngineTable
 from server.grids import engines
 from server.kit.optimisers import OPTIMISERS, SCHEDULES
 from server.kit.options import UpperOptions
-from tests.console import refused
+from tests.processes.console import refused
 
 PROBLEM = """
 from fedbilevel.problems import Quadratic

@@ -17,7 +17,7 @@ from experiments.checks.estimators import run_check
 from experiments.cli import main
 from fedbilevel.config.tables import read
 from server.running.plan import plan
-from tests.console import refused
+from tests.processes.console import refused
 
 PROBLEM = """
 import torch

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.cli import main
 from experiments.completion import shell
-from tests.console import ROOT
+from tests.processes.console import ROOT
 
 SCRIPT = Path(sys.executable).with_name("fedbilevel")
 

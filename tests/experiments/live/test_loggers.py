@@ -14,8 +14,8 @@ import experiments.live.loggers
 from experiments.cli import main
 from experiments.live.backend import Backend, Stream
 from experiments.runs.progress import Lines
-from tests.console import QUADRATIC, config, process, refused, wait_for
 from tests.experiments.live.stores import STORES
+from tests.processes.console import QUADRATIC, config, process, refused, wait_for
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of what the loggers import

@@ -12,8 +12,8 @@ from rich.console import Console
 from experiments.cli import main
 from experiments.reading.report import compared, print_unseen
 from fedbilevel.results import read_history, summarise, write_history
-from tests.console import QUADRATIC, config, refused, rows, tree
 from tests.fedbilevel.results.rows import run
+from tests.processes.console import QUADRATIC, config, refused, rows, tree
 
 TWO = ["--set", 'algorithms={joint = {}, mine = {algorithm = "aggitd"}}', "--set", "options={}"]
 OWN = """

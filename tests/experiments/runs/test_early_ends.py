@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from tests.console import config, refused, tree
+from tests.processes.console import config, refused, tree
 
 
 @pytest.fixture(autouse=True)

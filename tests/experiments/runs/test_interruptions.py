@@ -12,7 +12,7 @@ import pytest
 
 import server.running.plan
 from experiments.cli import main
-from tests.console import config, process, rows, wait_for
+from tests.processes.console import config, process, rows, wait_for
 
 OFTEN = "import server.running.experiment as experiment; experiment.WRITE_SECONDS = 0.0"
 """What a process does first so that its first evaluation is on the disk at once."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedbilevel.results import read_history
-from tests.console import QUADRATIC, main
+from tests.processes.console import QUADRATIC, main
 
 
 def written(folder: Path) -> Path:

@@ -11,8 +11,8 @@ from rich.console import Console
 import server.running.plan
 from experiments.runs.progress import Bars, Estimate, Lines
 from fedbilevel.config.tables import read
-from tests.console import config
 from tests.fedbilevel.results.rows import row
+from tests.processes.console import config
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 
 from experiments.cli import main
 from fedbilevel.problems import Quadratic
-from tests.console import config
+from tests.processes.console import config
 from tests.reference.quadratic import clients_of
 
 STEPS = 4

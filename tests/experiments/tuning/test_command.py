@@ -12,8 +12,8 @@ import pytest
 from experiments.cli import main
 from experiments.tuning.display import Display
 from server.tuning.journal import JOURNAL, journal
-from tests.console import config, refused
-from tests.flower import free_ports
+from tests.processes.console import config, refused
+from tests.processes.flower import free_ports
 
 # x stays, and A = I/2: a step beta on y shrinks its error by 1 - beta/2, so that beta = 2 ends at the minimum at once.
 DESCENT = """

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from tests.console import config, process, wait_for
-from tests.flower import processes_with
+from tests.processes.console import config, process, wait_for
+from tests.processes.flower import processes_with
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,7 @@ from fedbilevel.errors import BadInput
 from fedbilevel.machine.device import at_hand, chosen, moved, placed, where
 from fedbilevel.problems import Quadratic
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
-from tests.console import config, refused
+from tests.processes.console import config, refused
 
 CARD = torch.cuda.is_available()
 META = torch.device("meta")

@@ -14,8 +14,8 @@ from fedbilevel.report import RunDirectory
 from fedbilevel.results import write_history
 from fedbilevel.results.ending import Ends
 from fedbilevel.results.targets import Target
-from tests.browser import browser, chromium
 from tests.fedbilevel.results.rows import row
+from tests.processes.browser import browser, chromium
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
 

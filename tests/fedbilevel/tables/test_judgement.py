@@ -15,8 +15,8 @@ from fedbilevel.statistics.pairs import win_table
 from fedbilevel.statistics.profiles import ranks
 from fedbilevel.statistics.table import Judged
 from fedbilevel.tables.judgement import Trial, judged_sheets, rank_sheet, shared_costs, told_apart
-from tests.console import config, tree
 from tests.fedbilevel.results.rows import run
+from tests.processes.console import config, tree
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 from experiments.cli import main
 from fedbilevel import simulate
 from fedbilevel.problems import Quadratic
-from tests.console import config, refused, rows
 from tests.problem_table import quadratic
+from tests.processes.console import config, refused, rows
 
 COLUMNS = {"epsilon", "metric_lost", "metric_repeated", "metric_dropped"}
 

@@ -23,7 +23,7 @@ from server.grids.cluster.room import has_room
 from server.grids.ray import RayGrid
 from server.running.run import Result
 from tests.histories import assert_same
-from tests.room import free
+from tests.processes.room import free
 
 pytestmark = [
     pytest.mark.slow,

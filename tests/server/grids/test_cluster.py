@@ -20,9 +20,9 @@ from fedbilevel.errors import BadInput
 from server.grids.cluster import address as addresses
 from server.grids.cluster.connection import connected
 from server.grids.cluster.ending import _alive, _family
-from tests.flower import processes_with
 from tests.histories import assert_same
-from tests.scripts import script, watched
+from tests.processes.flower import processes_with
+from tests.processes.scripts import script, watched
 
 pytestmark = [
     pytest.mark.slow,

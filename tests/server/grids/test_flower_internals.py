@@ -6,7 +6,7 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 
 from server.grids import flower_internals
-from tests.identity import identity_kept
+from tests.processes.identity import identity_kept
 
 
 @pytest.fixture(autouse=True)

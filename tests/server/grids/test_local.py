@@ -29,7 +29,7 @@ from clients.app import array_from_tensor, tensor_from_array
 from fedbilevel.errors import BadInput
 from server.grids import flower_internals
 from server.grids.local import LocalGrid
-from tests.identity import identity_kept
+from tests.processes.identity import identity_kept
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from fedbilevel.problems.bilevel.quadratic import Quadratic
 from server.grids import presence
 from server.grids.exchange import GridExchange, Placement
 from server.grids.local import LocalGrid
-from tests.identity import identity_kept
+from tests.processes.identity import identity_kept
 
 PROBLEM = Quadratic(clients=6)
 

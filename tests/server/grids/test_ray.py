@@ -26,8 +26,8 @@ from server.grids.flower_internals import SERVER_NODE_ID
 from server.grids.ray import RayGrid
 from server.running.experiment import Experiment, Observer, engine, over
 from tests.histories import assert_same
-from tests.identity import identity_kept
 from tests.problem_table import Weighted
+from tests.processes.identity import identity_kept
 
 pytestmark = [
     pytest.mark.slow,

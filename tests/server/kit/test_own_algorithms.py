@@ -20,8 +20,8 @@ from server.kit.algorithm import algorithms, find
 from server.running.experiment import local
 from server.running.plan import plan, resolved
 from server.running.run import Result, run_one
-from tests.console import rows
 from tests.own_algorithms import METHOD, iterates, own
+from tests.processes.console import rows
 
 PROBLEM = Quadratic(clients=5, dim_x=3, dim_y=4, examples=(2, 5), seed=1)
 CONFIG = """

@@ -12,8 +12,8 @@ from fedbilevel.problem import leaves
 from fedbilevel.shares.share import Share
 from server.running.deal import SERVER, deal, node_file
 from server.running.plan import plan
-from tests.app_runs import write_text
-from tests.identity import identity_kept
+from tests.processes.app_runs import write_text
+from tests.processes.identity import identity_kept
 
 SMALL = {"name": "digits", "clients": 4}
 

@@ -20,8 +20,8 @@ from server.running.checkpoints import Checkpoint
 from server.running.experiment import Experiment, Observer, Record, engine, local
 from server.running.plan import Job, plan
 from server.running.run import run_one
-from tests.app_runs import assert_same_history, run_app, write_text
 from tests.histories import PARTIAL, assert_same, without_wall_seconds
+from tests.processes.app_runs import assert_same_history, run_app, write_text
 
 OPTIONS: dict[str, Any] = {"upper_step": 0.2, "lower_step": 0.2, "lower_rounds": 2, "dtype": "float64"}
 TABLES: dict[str, Any] = {

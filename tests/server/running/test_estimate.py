@@ -18,7 +18,7 @@ from fedbilevel.problems import HyperRepresentation, Quadratic
 from fedbilevel.problems.tasks.quadratic_tasks import QuadraticTasks
 from server.kit.algorithm import find
 from server.running.estimate import estimate
-from tests.console import ROOT
+from tests.processes.console import ROOT
 
 
 def test_problems_too_large_to_build_are_refused_before_they_are_built() -> None:

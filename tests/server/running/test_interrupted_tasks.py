@@ -10,7 +10,7 @@ import pytest
 import server.running.experiment
 from experiments.cli import main
 from experiments.runs.progress import Lines
-from tests.console import rows
+from tests.processes.console import rows
 
 CONFIG = """
 [run]

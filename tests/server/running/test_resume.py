@@ -12,7 +12,7 @@ import pytest
 import server.running.experiment
 from experiments.cli import main
 from experiments.runs.progress import Display, Lines
-from tests.console import FILES, config, refused, rows, tree
+from tests.processes.console import FILES, config, refused, rows, tree
 
 KILLED = (2, 5, 8, 13)
 """The iterations, over all runs, after which the disk is looked at."""

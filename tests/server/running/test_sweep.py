@@ -18,9 +18,9 @@ from fedbilevel.report import RunDirectory
 from server.running.experiment import Experiment, Observer, local
 from server.running.plan import Job
 from server.running.sweep import Sweep
-from tests.flower import kill_federations
 from tests.histories import PARTIAL, assert_same, without_wall_seconds
-from tests.room import free
+from tests.processes.flower import kill_federations
+from tests.processes.room import free
 
 pytestmark = [
     pytest.mark.slow,

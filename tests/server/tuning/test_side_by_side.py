@@ -16,7 +16,7 @@ from server.running.experiment import Observer
 from server.running.plan import Job
 from server.tuning.side_by_side import run_side_by_side
 from server.tuning.study import Study, Tried, Tuning, run_in_turn
-from tests.flower import kill_federations
+from tests.processes.flower import kill_federations
 
 pytestmark = [
     pytest.mark.slow,

@@ -15,7 +15,7 @@ from fedbilevel.errors import BadInput
 from fedbilevel.problems import Sinusoid
 from server.running.load import Loaded, load
 from server.uncertainty.study import Judged, Study, judged, training_tasks
-from tests.console import config
+from tests.processes.console import config
 
 CURVES = """
 title = "Curves"

@@ -16,8 +16,8 @@ from tests import reference
 from tests.agreement import agree, relative
 from tests.algorithm_table import MINIMAX
 from tests.algorithm_table.row import STEPS, TAU
-from tests.console import refused
 from tests.problem_table import quadratic, saddle
+from tests.processes.console import refused
 from tests.runs import directions, sampled_sets, start, traced
 
 

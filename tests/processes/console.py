@@ -14,7 +14,7 @@ import torch
 from experiments.cli import main
 from fedbilevel.results import read_history
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "config.toml",
     "history.csv",

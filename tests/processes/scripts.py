@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.console import heed_ctrl_c
-from tests.flower import processes_with
+from tests.processes.console import heed_ctrl_c
+from tests.processes.flower import processes_with
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def script(code: str, **environment: str) -> subprocess.Popen[str]:

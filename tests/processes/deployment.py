@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.running.deal import SERVER, node_file
-from tests.flower import REPOSITORY, Flower, free_ports, stop_all
+from tests.processes.flower import REPOSITORY, Flower, free_ports, stop_all
 
 
 class Deployment(Flower):
