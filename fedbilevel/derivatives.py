@@ -107,7 +107,7 @@ def is_differentiated(problem: Problem) -> bool:
 
     >>> from fedbilevel.problems import Quadratic
     >>> is_differentiated(Quadratic(clients=1))
-    False
+    True
     """
     return not any(hasattr(problem, name) for name in ("lower_gradient", "lower_hvp", "cross_vjp"))
 
