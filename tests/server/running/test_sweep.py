@@ -134,7 +134,7 @@ def test_a_run_of_a_sweep_whose_process_is_killed_goes_on_from_its_checkpoint(cl
             before.append(len(events.all))
             if before[-1] > before[0] + 1:  # there are rows to be forgotten
                 killed.extend(kill_federations())
-            if killed:  # a process that is between two names is found the next time
+            if killed:  # else it would end before it can be
                 hurry.touch()
         return bool(killed)
 
