@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 INK, QUIET = "#222222", "#6b6b6b"
 _WIDTH, _HEIGHT = 7.6, 4.5  # inches, with the room for names on the right and for the head
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 1.75, 0.55, 0.75  # inches around the axes
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.62, 1.84, 0.55, 0.75  # inches around the axes
 _LINE = 13.0 / 72.0  # inches from one name to the next
 _LOOK = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters on every machine
@@ -136,9 +136,9 @@ def name_lines(axes: Axes, names: Sequence[Name]) -> None:
         name, (x, y) = names[i], ends[i]
         drawn: dict[str, Any] = {"transform": axes.transAxes, "color": name.style.colour, "clip_on": False}
         axes.plot([x, 1.03], [min(max(y, 0.0), 1.0), height], linewidth=0.7, linestyle=(0, (1, 2)), alpha=0.7, **drawn)
-        axes.plot([1.03, 1.085], [height, height], linestyle=name.style.dash, linewidth=1.9, **drawn)
+        axes.plot([1.03, 1.105], [height, height], linestyle=name.style.dash, linewidth=1.9, **drawn)
         drawn |= {"va": "center_baseline", "fontsize": 9, "parse_math": False}  # a name is a name, also with a $
-        axes.text(1.1, height, name.text, **drawn)
+        axes.text(1.12, height, name.text, **drawn)
 
 
 def spaced(wanted: Sequence[float], gap: float) -> list[float]:
