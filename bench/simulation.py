@@ -42,30 +42,43 @@ CONFIGS = ROOT / "experiments" / "configs"
 # ---- one outer iteration of the figure ----
 
 
-def fig2_units(algorithm: str, threads: int, repeats: int = 25) -> float:
-    """One outer iteration without evaluation over the compute unit, medians of runs that alternate.
+def fig2_units(algorithm: str, threads: int) -> float:
+    """One outer iteration without evaluation over the compute unit. Raises BadInput where there is no MNIST."""
+    return _ratio(_figure(algorithm), compute_unit(), threads)
 
-    Both with so many threads. Raises BadInput where there is no MNIST.
-    """
-    config = read(CONFIGS / "fednest_fig2.toml", [f"{key}={value}" for key, value in _FIG2.get(algorithm, {}).items()])
-    taken = find(algorithm).options.model_fields
-    options = {key: value for key, value in config.options.items() if key in taken}
-    own = {algorithm: config.algorithms.get(algorithm, {})}
-    config = config.model_copy(update={"options": options, "algorithms": own})
+
+def fig2_ratio(algorithm: str, other: str, threads: int) -> float:
+    """One outer iteration of an algorithm over one of another. Raises BadInput where there is no MNIST."""
+    return _ratio(_figure(algorithm), _figure(other), threads)
+
+
+def _ratio(one: Callable[[], object], other: Callable[[], object], threads: int, repeats: int = 25) -> float:
+    """Seconds of one over those of the other, both with so many threads: medians of runs that alternate."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        step, unit = _iterations(plan(config)[0]), compute_unit()
         for _ in range(3):
-            step(), unit()
-        pairs = [(seconds(step), seconds(unit)) for _ in range(repeats)]
+            one(), other()
+        pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
     finally:
         torch.set_num_threads(before)
     return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
 
-_FIG2 = {"simfbo": {"run.batch": '"full"', "options.local_steps": 1}}
+_FULL = {"run.batch": '"full"', "options.local_steps": 1}
+_FIG2 = {"simfbo": _FULL, "aggitd-s": _FULL}
 """What an algorithm that the figure does not have is run with: the same clients' examples, all in one step."""
+
+
+def _figure(algorithm: str) -> Callable[[], None]:
+    """A function that does the next outer iteration of the figure by an algorithm; `aggitd-s` finds its own steps."""
+    config = read(CONFIGS / "fednest_fig2.toml", [f"{key}={value}" for key, value in _FIG2.get(algorithm, {}).items()])
+    taken = set(find(algorithm).options.model_fields) - (
+        {"upper_step", "lower_step"} if algorithm == "aggitd-s" else set()
+    )
+    options = {key: value for key, value in config.options.items() if key in taken}
+    own = {algorithm: config.algorithms.get(algorithm, {})}
+    return _iterations(plan(config.model_copy(update={"options": options, "algorithms": own}))[0])
 
 
 def _iterations(job: Job) -> Callable[[], None]:
@@ -258,6 +271,8 @@ MEASURES: dict[str, Callable[[], float]] = {
     "aggitd_fig2_units": lambda: fig2_units("aggitd", 2),
     "aggitd_fig2_units_one_thread": lambda: fig2_units("aggitd", 1),
     "simfbo_fig2_units": lambda: fig2_units("simfbo", 1),
+    "aggitd_s_over_simfbo": lambda: fig2_ratio("aggitd-s", "simfbo", 2),
+    "aggitd_s_over_simfbo_one_thread": lambda: fig2_ratio("aggitd-s", "simfbo", 1),
     "hyper_cleaning_ms": hyper_cleaning_ms,
     "population_ratio": population_ratio,
     "population_peak_mb": population_peak_mb,
