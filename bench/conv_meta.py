@@ -6,14 +6,13 @@ library is higher, whose loop is written as its documentation has it: one task a
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.timing import seconds
+from bench.timing import ratio
 from clients.methods import methods
 from clients.tasks import TaskBatch
 from fedbilevel.errors import BadInput
@@ -130,20 +129,17 @@ def library(queries: int, dtype: torch.dtype) -> Callable[[], Tensor]:
 Way = Callable[[int, torch.dtype], Callable[[], Tensor]]
 
 
-def _ratio(slow: Way, queries: int, repeats: int = 7) -> float:
+def _speedup(slow: Way, queries: int, repeats: int = 7) -> float:
     """How much faster closed forms are: medians of runs that alternate, of ways that agree in double precision."""
     expected, found = slow(queries, torch.float64)(), ours(queries, torch.float64)()
     assert float((found - expected).norm() / expected.norm()) < 1e-9
-    other, own = slow(queries, torch.float32), ours(queries, torch.float32)
-    other(), own()
-    pairs = [(seconds(other), seconds(own)) for _ in range(repeats)]
-    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+    return ratio(slow(queries, torch.float32), ours(queries, torch.float32), repeats, warm=1)
 
 
 MEASURES: dict[str, Callable[[], float]] = {
-    "few_shot_conv_speedup": lambda: _ratio(automatic, QUERIES),
-    "few_shot_conv_speedup_15_queries": lambda: _ratio(automatic, MANY),
-    "few_shot_conv_library_speedup": lambda: _ratio(library, QUERIES),
-    "few_shot_conv_library_speedup_15_queries": lambda: _ratio(library, MANY),
+    "few_shot_conv_speedup": lambda: _speedup(automatic, QUERIES),
+    "few_shot_conv_speedup_15_queries": lambda: _speedup(automatic, MANY),
+    "few_shot_conv_library_speedup": lambda: _speedup(library, QUERIES),
+    "few_shot_conv_library_speedup_15_queries": lambda: _speedup(library, MANY),
 }
 """How much faster closed forms are than automatic differentiation, and than the library."""

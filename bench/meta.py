@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.timing import seconds
+from bench.timing import ratio, seconds
 from clients.methods import methods
 from clients.tasks import TaskBatch
 from fedbilevel.machine.peak import peak_memory
@@ -125,23 +125,22 @@ def _autograd(steps: int, step: float) -> Callable[[], Tensor]:
     return call
 
 
-def _ratio(slow: Callable[[], Tensor], fast: Callable[[], Tensor], repeats: int) -> float:
+def _speedup(slow: Callable[[], Tensor], fast: Callable[[], Tensor], repeats: int) -> float:
     """How much faster; medians of runs that alternate, of functions with the same result."""
     assert torch.allclose(slow(), fast(), atol=1e-5)
-    pairs = [(seconds(slow), seconds(fast)) for _ in range(repeats)]
-    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+    return ratio(slow, fast, repeats, warm=0)  # they have just been called
 
 
 def few_shot_batch_speedup(repeats: int = 9) -> float:
     """MAML's meta-gradient of 32 tasks at once against the same for one task after another."""
-    return _ratio(_call("maml", 1), _call("maml"), repeats)
+    return _speedup(_call("maml", 1), _call("maml"), repeats)
 
 
 def few_shot_autograd_speedup(repeats: int = 9) -> float:
     """The same against a loop over tasks with torch.autograd through the inner steps, as scripts have it."""
     options = algorithms("local")["maml"].parse({})
     assert isinstance(options, MetaOptions)
-    return _ratio(_autograd(options.local_steps, options.lower_step), _call("maml"), repeats)
+    return _speedup(_autograd(options.local_steps, options.lower_step), _call("maml"), repeats)
 
 
 def meta_gradient_ms(repeats: int = 5) -> dict[str, float]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.timing import compute_unit, seconds
+from bench.timing import compute_unit, ratio, seconds
 from clients.node import Setting
 from clients.operations.oracles import lower_gradient
 from fedbilevel.config.tables import read
@@ -44,38 +44,35 @@ CONFIGS = ROOT / "experiments" / "configs"
 
 def fig2_units(algorithm: str, threads: int) -> float:
     """One outer iteration without evaluation over the compute unit. Raises BadInput where there is no MNIST."""
-    return _ratio(_figure(algorithm), compute_unit(), threads)
+    return _with_threads(threads, _figure(algorithm), compute_unit())
 
 
 def fig2_ratio(algorithm: str, other: str, threads: int) -> float:
     """One outer iteration of an algorithm over one of another. Raises BadInput where there is no MNIST."""
-    return _ratio(_figure(algorithm), _figure(other), threads)
+    return _with_threads(threads, _figure(algorithm), _figure(other))
 
 
-def _ratio(one: Callable[[], object], other: Callable[[], object], threads: int, repeats: int = 25) -> float:
-    """Seconds of one over those of the other, both with so many threads: medians of runs that alternate."""
+def _with_threads(threads: int, one: Callable[[], object], other: Callable[[], object]) -> float:
+    """The ratio of two calls, both with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for _ in range(3):
-            one(), other()
-        pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
+        return ratio(one, other, repeats=25, warm=3)
     finally:
         torch.set_num_threads(before)
-    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
 
 
 _FULL = {"run.batch": '"full"', "options.local_steps": 1}
 _FIG2 = {"simfbo": _FULL, "aggitd-s": _FULL}
 """What an algorithm that the figure does not have is run with: the same clients' examples, all in one step."""
+_UNTUNED = {"aggitd-s": {"upper_step", "lower_step"}}
+"""Options of the figure's that an algorithm does without."""
 
 
 def _figure(algorithm: str) -> Callable[[], None]:
-    """A function that does the next outer iteration of the figure by an algorithm; `aggitd-s` finds its own steps."""
+    """A function that does the next outer iteration of the figure by an algorithm."""
     config = read(CONFIGS / "fednest_fig2.toml", [f"{key}={value}" for key, value in _FIG2.get(algorithm, {}).items()])
-    taken = set(find(algorithm).options.model_fields) - (
-        {"upper_step", "lower_step"} if algorithm == "aggitd-s" else set()
-    )
+    taken = find(algorithm).options.model_fields.keys() - _UNTUNED.get(algorithm, set())
     options = {key: value for key, value in config.options.items() if key in taken}
     own = {algorithm: config.algorithms.get(algorithm, {})}
     return _iterations(plan(config.model_copy(update={"options": options, "algorithms": own}))[0])
@@ -155,10 +152,7 @@ def _rounds(problem: Problem, sampled: int) -> Callable[[], None]:
 def population_ratio(repeats: int = 400) -> float:
     """The time of a round with 100,000 registered clients over that with 1,000; 100 sampled."""
     many, few = (_rounds(Quadratic(clients=m, examples=1), 100) for m in (100_000, 1_000))
-    for _ in range(20):
-        many(), few()
-    pairs = [(seconds(many), seconds(few)) for _ in range(repeats)]
-    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+    return ratio(many, few, repeats, warm=20)
 
 
 _POPULATION = """

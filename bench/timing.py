@@ -27,3 +27,11 @@ def median(call: Callable[[], object], repeats: int, warm: int = 3) -> float:
     for _ in range(warm):
         call()
     return statistics.median(seconds(call) for _ in range(repeats))
+
+
+def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int, warm: int) -> float:
+    """Seconds of one call over those of another: medians of runs that alternate, after some that do not count."""
+    for _ in range(warm):
+        one(), other()
+    pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
